@@ -1,0 +1,3 @@
+"""Draftless: a causal language model drafts for itself; same output, fewer forward passes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,137 @@
+"""Randomness that is an argument: keyed Gumbel draws, and the noise tokens of MSN.
+
+Keyed draws are a public contract, pinned by golden vectors in `tests/unit/test_keyed_draws.py`:
+
+    stream  = mix(mix(mix(seed) + sample_index) + position)           64-bit, wrapping
+    bits    = mix(stream + (token_id + 1) * 0x9E3779B97F4A7C15)       SplitMix64, random access
+    uniform = ((bits >> 12) + 0.5) / 2**52                            strictly inside (0, 1)
+    noise   = -log(-log(uniform))                                     standard Gumbel, fp64
+
+`mix` is the output function of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). The noise of one
+token depends on nothing but (seed, sample_index, position, token_id): not on the batch row, the
+vocabulary size, the device or the order of calls, so a drafter may look at it (DESIGN 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+
+from draftless.errors import ConfigError
+
+_MASK64 = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MUL_1 = 0xBF58476D1CE4E5B9
+_MUL_2 = 0x94D049BB133111EB
+
+
+def mix64(value: int) -> int:
+    """SplitMix64's output function on one integer, modulo 2**64."""
+    value &= _MASK64
+    value = ((value ^ (value >> 30)) * _MUL_1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MUL_2) & _MASK64
+    return value ^ (value >> 31)
+
+
+def hash_ids(seed: int, *integers: int, ids: Sequence[int] = ()) -> int:
+    """A 64-bit hash of integers and token ids: the seed of everything that must not depend on order."""
+    state = mix64(seed + _GOLDEN)
+    for value in (*integers, len(ids), *ids):
+        state = mix64((state + _GOLDEN) ^ mix64(value))
+    return state
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same bits, because torch has no unsigned arithmetic."""
+    value &= _MASK64
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(bits: torch.Tensor, count: int) -> torch.Tensor:
+    """Logical shift of int64 bits (torch's own is arithmetic)."""
+    return (bits >> count) & ((1 << (64 - count)) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedNoise:
+    """The Gumbel noise of one request: a pure function of (position, token ids).
+
+    Attributes:
+        seed: the request's seed; any Python integer, taken modulo 2**64.
+        sample_index: which of several samples of the same prompt and seed this is.
+    """
+
+    seed: int
+    sample_index: int = 0
+
+    def __call__(
+        self,
+        position: int,
+        token_ids: torch.Tensor,  # [...] int64
+    ) -> torch.Tensor:  # [...] float64, on the device of token_ids
+        """Noise of `token_ids` for the token that is emitted at absolute `position`."""
+        stream = mix64(mix64(mix64(self.seed) + self.sample_index) + position)
+        bits = (token_ids + 1) * _signed(_GOLDEN) + _signed(stream)
+        bits = (bits ^ _shift_right(bits, 30)) * _signed(_MUL_1)
+        bits = (bits ^ _shift_right(bits, 27)) * _signed(_MUL_2)
+        bits = bits ^ _shift_right(bits, 31)
+        uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
+        return -torch.log(-torch.log(uniform))
+
+
+NoiseSource = Literal["prefix", "vocabulary"]
+
+
+@dataclass(frozen=True)
+class NoiseSampler:
+    """Draws MSN's noise tokens; training and decoding share it (2406.17404, "ahead noise").
+
+    Attributes:
+        source: `prefix` draws uniformly from the tokens before the place (so by frequency);
+            `vocabulary` draws uniformly from all ids below `vocab_size`.
+        vocab_size: needed for `vocabulary` only.
+        excluded_ids: special tokens, never drawn as noise.
+    """
+
+    source: NoiseSource = "prefix"
+    vocab_size: int | None = None
+    excluded_ids: Collection[int] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        if self.source not in ("prefix", "vocabulary"):
+            raise ConfigError(f"noise source {self.source!r} is unknown; use 'prefix' or 'vocabulary'")
+        if self.source == "vocabulary" and not self.vocab_size:
+            raise ConfigError("noise source 'vocabulary' needs vocab_size")
+
+    def pool(self, prefix_ids: Sequence[int]) -> list[int]:
+        """The ids that may be drawn after `prefix_ids`, with their multiplicity."""
+        if self.source == "vocabulary":
+            assert self.vocab_size is not None
+            return [i for i in range(self.vocab_size) if i not in self.excluded_ids]
+        return [i for i in prefix_ids if i not in self.excluded_ids]
+
+    def draw(
+        self, prefix_ids: Sequence[int], count: int, generator: np.random.Generator
+    ) -> list[int]:
+        """Draw a run of `count` noise tokens to stand after `prefix_ids`.
+
+        Each token is drawn from all tokens before its own place, earlier noise of the run included
+        (the paper edits its array in place, from left to right). Such a copy of an earlier draw is
+        itself a draw from the prefix, so every token of the run has the prefix's distribution.
+
+        Returns:
+            `count` ids, or an empty list where nothing may be drawn (an empty prefix).
+        """
+        pool = self.pool(prefix_ids)
+        if not pool:
+            return []
+        drawn: list[int] = []
+        grows = self.source == "prefix"
+        for _ in range(count):
+            index = int(generator.integers(len(pool) + (len(drawn) if grows else 0)))
+            drawn.append(pool[index] if index < len(pool) else drawn[index - len(pool)])
+        return drawn
