@@ -1,0 +1,73 @@
+# Everything a developer types. Needs Python 3.11 or newer and make; each target does its own set-up.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full test-min fmt lint type check bench clean
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+JOBS ?= auto
+DATA ?= ../shared/data
+
+BIN := $(VENV)/bin
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# A stamp that is newer than the two files it depends on says that nothing needs installing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Draftless needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Draftless into $(VENV) (once; some minutes, mostly torch)"
+	$(BIN)/python $(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing Draftless with its development tools into $(VENV) (once; some minutes)"
+	$(BIN)/python $(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/.core $@
+
+install: $(VENV)/.dev ## make .venv with everything that development needs
+
+demo: $(VENV)/.core ## generate real text: plain, prompt lookup and TR-Jacobi side by side
+	@$(BIN)/draftless demo
+
+test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores
+	$(PYTEST) -m 'not full'
+
+test-full: $(VENV)/.dev ## the full product of the equivalence matrix, too
+	$(PYTEST)
+
+# The engine alone: training has dependencies with floors of their own.
+ENGINE_TESTS := tests/unit tests/equivalence tests/property tests/statistical
+MIN_VERSIONS := 5.16.1 5.19.0
+test-min: $(MIN_VERSIONS:%=test-min-%) ## the engine tests on the oldest transformers
+
+test-min-%: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-min/$*
+	.venv-min/$*/bin/python $(PIP_INSTALL) -e . 'transformers==$*' \
+		pytest pytest-xdist hypothesis scipy
+	.venv-min/$*/bin/python -m pytest -n $(JOBS) --maxprocesses 8 -m 'not full and not train' $(ENGINE_TESTS)
+
+fmt: $(VENV)/.dev ## format the code and sort imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.dev ## mypy, strict, on src/
+	$(BIN)/mypy
+
+check: lint type test ## what CI runs
+
+bench: $(VENV)/.core ## measure on the test prompts in DATA (hours on a CPU; LIMIT=5 for a quick look)
+	$(BIN)/python benchmarks/run.py $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+
+clean: ## remove the virtual environments and caches
+	rm -rf .venv .venv-min .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
