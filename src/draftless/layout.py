@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,13 +34,19 @@ class TreeLayout:
         return len(self.parents)
 
 
-@lru_cache(maxsize=4096)
 def tree_layout(parents: tuple[int, ...]) -> TreeLayout:
-    """Layout of the tree with these parents.
+    """Layout of the tree with these parents; small ones are computed once.
 
     Raises:
         ConfigError: if node 0 is not the only root or a parent does not stand before its child.
     """
+    return _cached_layout(parents) if len(parents) <= _CACHED_NODES else _layout(parents)
+
+
+_CACHED_NODES = 128  # a prefill chunk's mask is large and seldom needed twice
+
+
+def _layout(parents: tuple[int, ...]) -> TreeLayout:
     if not parents or parents[0] != -1:
         raise ConfigError(f"a draft tree starts with its root (parent -1), not with {parents[:1]}")
     num_nodes = len(parents)
@@ -66,11 +71,9 @@ def tree_layout(parents: tuple[int, ...]) -> TreeLayout:
     )
 
 
+_cached_layout = lru_cache(maxsize=4096)(_layout)
+
+
 def chain_parents(num_nodes: int) -> tuple[int, ...]:
     """Parents of a root followed by one chain of `num_nodes - 1` drafts."""
     return tuple(range(-1, num_nodes - 1))
-
-
-def layout_of(parents: Sequence[int]) -> TreeLayout:
-    """`tree_layout` for any sequence of parents."""
-    return tree_layout(tuple(parents))

@@ -103,15 +103,20 @@ class NoiseSampler:
 
     def __post_init__(self) -> None:
         if self.source not in ("prefix", "vocabulary"):
-            raise ConfigError(f"noise source {self.source!r} is unknown; use 'prefix' or 'vocabulary'")
+            raise ConfigError(
+                f"noise source {self.source!r} is unknown; use 'prefix' or 'vocabulary'"
+            )
         if self.source == "vocabulary" and not self.vocab_size:
             raise ConfigError("noise source 'vocabulary' needs vocab_size")
 
-    def pool(self, prefix_ids: Sequence[int]) -> list[int]:
+    def pool(self, prefix_ids: Sequence[int]) -> Sequence[int]:
         """The ids that may be drawn after `prefix_ids`, with their multiplicity."""
         if self.source == "vocabulary":
             assert self.vocab_size is not None
-            return [i for i in range(self.vocab_size) if i not in self.excluded_ids]
+            ids = range(self.vocab_size)
+            return [i for i in ids if i not in self.excluded_ids] if self.excluded_ids else ids
+        if not self.excluded_ids:
+            return prefix_ids
         return [i for i in prefix_ids if i not in self.excluded_ids]
 
     def draw(

@@ -1,0 +1,185 @@
+"""`KVCache`: the only owner of key and value memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from draftless.errors import ConfigError
+
+_BUCKET = 256
+"""Capacity grows in multiples of this many slots, and at least by a quarter."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What must be known to allocate: layers `Y`, KV heads `H`, head size `D`, dtype, device."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class KVCache:
+    """Keys and values of `B` rows of unequal length, in one preallocated tensor.
+
+    `data` is `[Y, 2, B, H, C, D]`: one gather then moves the accepted path of all layers at once.
+    Row `b` owns slots `0 .. lengths[b]-1`; what lies behind is stale and always masked. The memory
+    starts as zeros, because a NaN in a masked slot would leak through the softmax.
+
+    Four verbs: `append` (what a forward writes), `commit`, `truncate`, `scratch`. The first `R`
+    rows are the active ones; `drop` moves the last active row into the place of a finished one.
+    """
+
+    def __init__(self, shape: CacheShape, num_rows: int, capacity: int) -> None:
+        self.shape = shape
+        self.lengths = [0] * num_rows
+        self.data = self._allocate(num_rows, capacity)
+        self._layers = [_Layer(self, index) for index in range(shape.num_layers)]
+        self.adapter = Cache(layers=self._layers)
+        self._rows = slice(0, num_rows)
+        self._slots: list[int] = []
+        self._is_even = True
+        self._slot_index: torch.Tensor | None = None
+        self._width = 0
+
+    def _allocate(self, num_rows: int, capacity: int) -> torch.Tensor:
+        shape = self.shape
+        return torch.zeros(
+            (shape.num_layers, 2, num_rows, shape.num_kv_heads, capacity, shape.head_dim),
+            dtype=shape.dtype,
+            device=shape.device,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def capacity(self) -> int:
+        return self.data.shape[4]
+
+    def reserve(self, num_slots: int) -> None:
+        """Make room for `num_slots` slots a row. Between steps only: it moves the memory."""
+        if num_slots <= self.capacity:
+            return
+        wanted = max(num_slots, self.capacity + self.capacity // 4)
+        grown = self._allocate(self.num_rows, -(-wanted // _BUCKET) * _BUCKET)
+        used = max(self.lengths, default=0)
+        grown[:, :, :, :, :used] = self.data[:, :, : self.num_rows, :, :used]
+        self.data = grown
+
+    def append(self, rows: slice, width: int) -> int:
+        """Prepare a forward that writes `width` slots behind each of `rows`.
+
+        The lengths do not change: only `commit` makes slots permanent, and the next forward
+        overwrites the same ones.
+
+        Returns:
+            `C`, the number of slots that attention will see.
+        """
+        starts = self.lengths[rows]
+        self._rows, self._width, self._slots = rows, width, starts
+        self._is_even = min(starts) == max(starts)
+        if not self._is_even:
+            index = torch.tensor(starts, device=self.shape.device)[:, None]
+            self._slot_index = index + torch.arange(width, device=self.shape.device)
+        context = max(starts) + width
+        if context > self.capacity:
+            raise ConfigError(
+                f"a forward needs {context} slots, the cache holds {self.capacity}; reserve() first"
+            )
+        return context
+
+    def write(
+        self,
+        layer: int,
+        keys: torch.Tensor,  # [R, H, W, D]
+        values: torch.Tensor,  # [R, H, W, D]
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # [R, H, C, D] each
+        """Store one layer's new keys and values and return all that attention may see."""
+        context = max(self._slots) + self._width
+        store = self.data[layer, :, self._rows, :, :context]
+        if self._is_even:
+            store[0, :, :, context - self._width :] = keys
+            store[1, :, :, context - self._width :] = values
+        else:
+            assert self._slot_index is not None
+            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
+            # An index on both sides of the head axis puts that axis behind: [R, W, H, D].
+            store[0][rows, :, self._slot_index] = keys.transpose(1, 2)
+            store[1][rows, :, self._slot_index] = values.transpose(1, 2)
+        return store[0], store[1]
+
+    def commit(self, row: int, path: Sequence[int]) -> None:
+        """Keep the slots of an accepted path, in order; the rest of the tree becomes stale.
+
+        Args:
+            row: the row.
+            path: node indices of the tree that the last forward wrote, ascending from 0.
+        """
+        start = self.lengths[row]
+        if path[-1] != len(path) - 1:  # the accepted nodes are not the first ones already
+            source = torch.tensor(path, device=self.shape.device) + start
+            kept = self.data[:, :, row].index_select(3, source)
+            self.data[:, :, row, :, start : start + len(path)] = kept
+        self.lengths[row] = start + len(path)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forget everything of a row behind `length` slots."""
+        if not 0 <= length <= self.lengths[row]:
+            raise ConfigError(f"cannot truncate row {row} of {self.lengths[row]} slots to {length}")
+        self.lengths[row] = length
+
+    @contextmanager
+    def scratch(self) -> Iterator[None]:
+        """Forwards and commits inside vanish on exit, also after an error."""
+        lengths = list(self.lengths)
+        try:
+            yield
+        finally:
+            self.lengths[:] = lengths
+
+    def drop(self, row: int) -> None:
+        """Remove a row; the last row takes its place."""
+        last = self.num_rows - 1
+        if row != last:
+            length = self.lengths[last]
+            self.data[:, :, row, :, :length] = self.data[:, :, last, :, :length]
+            self.lengths[row] = length
+        self.lengths.pop()
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
+    """What a `transformers` model sees of one layer of a `KVCache`."""
+
+    def __init__(self, owner: KVCache, index: int) -> None:
+        super().__init__()
+        self._owner = owner
+        self._index = index
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the memory is preallocated."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._owner.write(self._index, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return max(self._owner.lengths[self._owner._rows], default=0)
+
+    def get_max_length(self) -> int:
+        return -1

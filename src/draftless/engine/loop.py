@@ -1,0 +1,177 @@
+"""The one loop: prefill, then propose, verify, commit, observe. Every drafter goes through it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from draftless.engine.cache import KVCache
+from draftless.engine.sampling import PositionNoise, TokenSampler
+from draftless.engine.stops import StopChecker
+from draftless.engine.target import TargetModel
+from draftless.engine.tree import prune
+from draftless.engine.verify import walk
+from draftless.errors import InputError
+from draftless.noise import KeyedNoise
+from draftless.params import SamplingParams
+from draftless.types import Drafter, Row, Statistics, StepRecord
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FIRST_ROOM = 128  # slots beyond the prompt that are there from the start
+_STAGES = ("propose", "forward", "verify", "commit", "observe")
+
+
+@dataclass
+class Request:
+    """One request in the loop: what the drafter sees (`row`) and what only the engine needs."""
+
+    row: Row
+    sampler: TokenSampler
+    stops: StopChecker
+    stats: Statistics
+
+
+def make_request(
+    target: TargetModel,
+    request_id: int,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    tokenizer: PreTrainedTokenizerBase | None,
+    eos_token_ids: Sequence[int],
+) -> Request:
+    """Check a prompt and prepare its row, noise, sampler and stops.
+
+    Raises:
+        InputError: for an empty prompt, ids outside the vocabulary, or a prompt that leaves no
+            room in the model's context.
+    """
+    _check_prompt(prompt_ids, target)
+    if params.seed is None:
+        params = replace(params, seed=secrets.randbits(63))
+    if params.eos_token_ids is not None:
+        eos_token_ids = tuple(params.eos_token_ids)  # type: ignore[arg-type]
+    assert params.seed is not None
+    keyed = KeyedNoise(params.seed, params.sample_index)
+    noise = None if params.is_greedy else PositionNoise(keyed, target.vocab_size, target.device)
+    row = Row(request_id, prompt_ids, params, noise)
+    return Request(
+        row=row,
+        sampler=TokenSampler(row, eos_token_ids, target.device),
+        stops=StopChecker(row, eos_token_ids, tokenizer, target.max_positions, target.device),
+        stats=Statistics(),
+    )
+
+
+def _check_prompt(prompt_ids: Sequence[int], target: TargetModel) -> None:
+    if not prompt_ids:
+        raise InputError("the prompt is empty; give at least one token (a BOS id, for example)")
+    low, high = min(prompt_ids), max(prompt_ids)
+    if low < 0 or high >= target.vocab_size:
+        raise InputError(
+            f"token id {low if low < 0 else high} lies outside the vocabulary 0..{target.vocab_size - 1}"
+        )
+    limit = target.max_positions
+    if limit is not None and len(prompt_ids) >= limit:
+        raise InputError(
+            f"the prompt has {len(prompt_ids)} tokens and the model's context is {limit}; "
+            "shorten the prompt so that at least one token can follow"
+        )
+
+
+def decode(
+    target: TargetModel, drafter: Drafter, requests: Sequence[Request]
+) -> Iterator[tuple[Request, StepRecord]]:
+    """Run requests to their ends in one batch; yields every step of every row.
+
+    Rows of unequal length and unequal acceptance share each forward. A row that ends leaves the
+    batch, and the others go on.
+    """
+    active = list(requests)
+    with torch.inference_mode():
+        cache = _prefill(target, drafter, active)
+    while active:
+        with torch.inference_mode():
+            records = _step(target, drafter, cache, active)
+        finished = [i for i, record in enumerate(records) if record.verdict.finish_reason]
+        yield from zip(list(active), records, strict=True)
+        for index in reversed(finished):
+            with torch.inference_mode():
+                cache.drop(index)
+            last = active.pop()
+            if index < len(active):
+                active[index] = last
+
+
+def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request]) -> KVCache:
+    """Cache every prompt but its last token, which is the root of the first tree."""
+    slots = max(r.row.prompt_len + min(r.stops.num_left, _FIRST_ROOM) for r in requests)
+    cache = target.make_cache(len(requests), slots + _FIRST_ROOM)
+    for index, request in enumerate(requests):
+        started = time.perf_counter()
+        passes = target.prefill(cache, index, request.row.token_ids[:-1])
+        request.stats.num_forward_passes += passes
+        request.stats.add_time("prefill", time.perf_counter() - started)
+        drafter.reset(request.row)
+    return cache
+
+
+def _step(
+    target: TargetModel, drafter: Drafter, cache: KVCache, active: Sequence[Request]
+) -> list[StepRecord]:
+    """One step of all active rows."""
+    clock = [time.perf_counter()]
+    rows = [request.row for request in active]
+    for request in active:
+        # A draft deeper than the last token that may be emitted cannot be used; the same bound
+        # keeps every node's position inside the context.
+        request.row.max_depth = max(0, request.stops.num_left - 1)
+    trees = [
+        prune(tree, row.max_depth) for tree, row in zip(drafter.propose(rows), rows, strict=True)
+    ]
+    clock.append(time.perf_counter())
+
+    logits = target.forward(
+        cache, [tree.token_ids for tree in trees], [tree.layout for tree in trees]
+    )
+    if logits.is_cuda:
+        torch.cuda.synchronize(logits.device)  # or the wait would be booked on verification
+    clock.append(time.perf_counter())
+
+    verdicts = []
+    for index, (request, tree) in enumerate(zip(active, trees, strict=True)):
+        request.sampler.bind(logits[index, : tree.num_nodes])
+        verdicts.append(walk(tree, request.sampler.draw, request.stops.push))
+    clock.append(time.perf_counter())
+
+    for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
+        cache.commit(index, verdict.path)
+        row.token_ids.extend(verdict.token_ids)
+        if isinstance(row.noise, PositionNoise):
+            row.noise.forget_before(len(row.token_ids))
+    clock.append(time.perf_counter())
+
+    records = [
+        StepRecord(row, tree, verdict, logits[index, : tree.num_nodes])
+        for index, (row, tree, verdict) in enumerate(zip(rows, trees, verdicts, strict=True))
+    ]
+    drafter.observe(records)
+    clock.append(time.perf_counter())
+
+    time_s = {
+        stage: end - begin for stage, begin, end in zip(_STAGES, clock[:-1], clock[1:], strict=True)
+    }
+    done = []
+    for request, record in zip(active, records, strict=True):
+        request.stats.add_step(record)
+        for stage, seconds in time_s.items():
+            request.stats.add_time(stage, seconds)
+        # The next forward overwrites what the logits show.
+        done.append(replace(record, logits=None, time_s=time_s))
+    return done

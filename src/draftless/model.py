@@ -1,0 +1,287 @@
+"""`Draftless`: a model, a tokenizer and a drafter behind `generate` and `stream`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from draftless.drafters.registry import default_options, make_drafter
+from draftless.engine.generation_config import params_from_generation_config
+from draftless.engine.loop import Request, decode, make_request
+from draftless.engine.target import Attention, TargetModel
+from draftless.errors import ArtifactError, ConfigError, InputError
+from draftless.manifest import Manifest, read_manifest
+from draftless.params import SamplingParams
+from draftless.types import Chunk, Drafter, Output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.generation.streamers import BaseStreamer
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[int] | Sequence[Message] | torch.Tensor
+Params = SamplingParams | GenerationConfig
+
+
+def embedded_model_path() -> Path:
+    """Folder of the small model that ships with the package."""
+    return Path(__file__).parent / "assets" / "tiny"
+
+
+class Draftless:
+    """A causal language model that drafts for itself.
+
+    The output does not depend on the drafter: for a given seed it is token for token what
+    `drafter="none"` gives (in half precision up to near-ties, DESIGN 1).
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        drafter: Drafter,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self.drafter = drafter
+        self.manifest = manifest
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_model: str | Path | PreTrainedModel | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        drafter: str | Drafter | None = None,
+        drafter_options: Mapping[str, Any] | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        attention: Attention = "draftless",
+    ) -> Draftless:
+        """Load a model.
+
+        Args:
+            path_or_model: checkpoint folder, hub id, or a loaded model (which keeps its dtype and
+                place and gets our attention); None is the embedded model.
+            tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
+            drafter: a name of the registry or your own; None is the checkpoint's choice
+                (`draftless.json`), else `prompt-lookup`, which needs no training.
+            drafter_options: options of a named drafter; the rest comes from the checkpoint.
+            dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
+            device: where to load; None is the CPU.
+            attention: `draftless`, or the stock `sdpa` or `eager`.
+
+        Raises:
+            ArtifactError: the checkpoint cannot be read.
+            CapabilityError: exact drafting cannot work with this model.
+            ConfigError: an option is unknown or cannot be honoured.
+        """
+        manifest = None
+        if isinstance(path_or_model, PreTrainedModel):
+            if dtype is not None or device is not None:
+                raise ConfigError("dtype and device are those of the loaded model; leave them out")
+            target = TargetModel(path_or_model, attention)
+        else:
+            path = embedded_model_path() if path_or_model is None else path_or_model
+            manifest = read_manifest(path) if Path(path).is_dir() else None
+            target = TargetModel.from_pretrained(
+                path, attention=attention, dtype=dtype, device=device
+            )
+            tokenizer = tokenizer or _load_tokenizer(path)
+        model = cls(target, tokenizer, make_drafter("none"), manifest)
+        chosen = drafter or (manifest.default_drafter if manifest else None) or "prompt-lookup"
+        return model.with_drafter(chosen, drafter_options)
+
+    def with_drafter(
+        self, drafter: str | Drafter, options: Mapping[str, Any] | None = None
+    ) -> Draftless:
+        """The same model with another drafter; the weights are shared."""
+        if isinstance(drafter, str):
+            from_checkpoint = self.manifest.methods.get(drafter, {}) if self.manifest else {}
+            defaults = default_options(drafter, self.target.device.type, self.target.vocab_size)
+            drafter = make_drafter(
+                drafter, {**defaults, **_decoding_options(from_checkpoint), **(options or {})}
+            )
+        elif options:
+            raise ConfigError("drafter_options go with a drafter's name, not with an object")
+        return Draftless(self.target, self.tokenizer, drafter, self.manifest)
+
+    @overload
+    def generate(self, prompts: str, params: Params | None = None, **overrides: Any) -> Output: ...
+
+    @overload
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: Any = None, **overrides: Any
+    ) -> Any: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
+        **overrides: Any,
+    ) -> Output | list[Output]:
+        """Generate for one prompt, or for several in one batch.
+
+        Args:
+            prompts: text, token ids or chat messages; or a list of such.
+            params: `SamplingParams` or a `GenerationConfig`; or one per prompt.
+            streamer: a `transformers` streamer; one prompt only.
+            **overrides: fields of `SamplingParams`, such as `temperature=0.7`.
+
+        Returns:
+            One `Output`, or a list of them in the order of a list of prompts.
+
+        Raises:
+            InputError: a prompt is empty, too long or has ids outside the vocabulary.
+            ConfigError: an option cannot be honoured.
+        """
+        batch = _as_batch(prompts)
+        requests = self._requests([prompts] if batch is None else batch, params, overrides)
+        if streamer is not None:
+            if len(requests) != 1:
+                raise ConfigError(f"a streamer takes one prompt, not {len(requests)}")
+            streamer.put(torch.tensor([requests[0].row.token_ids]))
+        reasons: dict[int, Any] = {}
+        for request, record in decode(self.target, self.drafter, requests):
+            reasons[request.row.request_id] = record.verdict.finish_reason
+            if streamer is not None:
+                for token_id in record.verdict.token_ids:
+                    streamer.put(torch.tensor([token_id]))
+        if streamer is not None:
+            streamer.end()
+        outputs = [_output(request, reasons[request.row.request_id]) for request in requests]
+        return outputs[0] if batch is None else outputs
+
+    def stream(
+        self, prompt: Prompt, params: Params | None = None, **overrides: Any
+    ) -> Iterator[Chunk]:
+        """Generate for one prompt; yields a `Chunk` per step, the last one with the `Output`.
+
+        Arguments and errors as `generate`.
+        """
+        if _as_batch(prompt) is not None:
+            raise InputError("stream takes one prompt; use generate for a list")
+        (request,) = self._requests([prompt], params, overrides)
+        return self._stream(request)
+
+    def _stream(self, request: Request) -> Iterator[Chunk]:
+        for _, record in decode(self.target, self.drafter, [request]):
+            reason = record.verdict.finish_reason
+            yield Chunk(
+                text=request.stops.take_text(is_last=reason is not None),
+                token_ids=record.verdict.token_ids,
+                num_accepted_tokens=record.verdict.num_accepted_tokens,
+                output=_output(request, reason) if reason else None,
+            )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids of one prompt, in the format that the checkpoint was trained with."""
+        if isinstance(prompt, torch.Tensor):
+            return [int(i) for i in prompt.flatten()]
+        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+            return [int(i) for i in prompt]  # type: ignore[arg-type]
+        if self.tokenizer is None:
+            raise ConfigError("text needs a tokenizer; pass tokenizer= or token ids")
+        if self.manifest is not None and self.manifest.prompt_format is not None:
+            return self.manifest.prompt_format.encode_prompt(self.tokenizer, prompt)
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt).input_ids)
+        if not self.tokenizer.chat_template:
+            raise InputError("this tokenizer has no chat template; give text instead of messages")
+        return list(
+            self.tokenizer.apply_chat_template(
+                list(prompt), add_generation_prompt=True, return_dict=False
+            )
+        )
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """EOS ids of the model's generation config, else of its tokenizer."""
+        eos = self.target.model.generation_config.eos_token_id
+        if eos is None and self.tokenizer is not None:
+            eos = self.tokenizer.eos_token_id
+        if eos is None:
+            return ()
+        return (eos,) if isinstance(eos, int) else tuple(eos)
+
+    def _requests(
+        self,
+        prompts: Sequence[Any],
+        params: Params | Sequence[Params] | None,
+        overrides: Mapping[str, Any],
+    ) -> list[Request]:
+        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise ConfigError(f"{len(prompts)} prompts but {len(each)} params; give one or as many")
+        requests = []
+        for index, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
+            ids = self.encode(prompt)
+            requests.append(
+                make_request(
+                    self.target,
+                    index,
+                    ids,
+                    _resolve(one, len(ids), overrides),
+                    self.tokenizer,
+                    self.eos_token_ids,
+                )
+            )
+        return requests
+
+
+def _resolve(
+    params: Params | None, prompt_len: int, overrides: Mapping[str, Any]
+) -> SamplingParams:
+    known = SamplingParams.__dataclass_fields__
+    unknown = [name for name in overrides if name not in known]
+    if unknown:
+        raise ConfigError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
+    if isinstance(params, GenerationConfig):
+        return params_from_generation_config(params, prompt_len, **overrides)
+    return replace(params or SamplingParams(), **overrides)
+
+
+def _as_batch(prompts: Any) -> list[Any] | None:
+    """The prompts of a batch, or None if this is one prompt."""
+    if isinstance(prompts, str):
+        return None
+    if isinstance(prompts, torch.Tensor):
+        return None if prompts.dim() == 1 else list(prompts)
+    items = list(prompts)
+    if not items or isinstance(items[0], int | Mapping):
+        return None
+    return items
+
+
+def _output(request: Request, reason: Any) -> Output:
+    row = request.row
+    assert row.params.seed is not None
+    request.stops.take_text(is_last=True)
+    return Output(
+        token_ids=row.token_ids[row.prompt_len :],
+        text=request.stops.text,
+        finish_reason=reason,
+        seed=row.params.seed,
+        stats=request.stats,
+    )
+
+
+def _decoding_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters of a trained method that its drafter takes."""
+    return {"noise_source": method["noise_source"]} if "noise_source" in method else {}
+
+
+def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise ArtifactError(f"cannot load a tokenizer from {str(path)!r}: {error}") from error
+    return tokenizer

@@ -1,0 +1,156 @@
+"""How a prompt and a response become token ids: one place for training and for generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from draftless.errors import ArtifactError, ConfigError, InputError
+
+IGNORED_LABEL = -100
+
+Message = Mapping[str, Any]
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a checkpoint wants prompts; stored in its `draftless.json`.
+
+    Attributes:
+        kind: `plain` joins strings; `chat` uses the tokenizer's chat template.
+        prefix: stands before the prompt (`plain` only).
+        suffix: stands between the prompt and the response (`plain` only).
+        bos: a BOS id begins the prompt (`plain` only; templates write their own).
+        eos: an EOS id ends the response in training (`plain` only).
+    """
+
+    kind: Literal["plain", "chat"] = "plain"
+    prefix: str = ""
+    suffix: str = "\n"
+    bos: bool = True
+    eos: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("plain", "chat"):
+            raise ConfigError(f"prompt format {self.kind!r} is unknown; use 'plain' or 'chat'")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PromptFormat:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ArtifactError: on an unknown key.
+        """
+        unknown = set(data) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ArtifactError(f"the prompt format has unknown keys: {sorted(unknown)}")
+        return cls(**data)
+
+    def encode_prompt(self, tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
+        """Ids that stand before the response.
+
+        Args:
+            tokenizer: of `transformers`; `chat` needs one with a chat template.
+            prompt: text, or chat messages (`chat` only; text is one user message there).
+
+        Raises:
+            InputError: messages for a plain format, a special token that the tokenizer lacks, or
+                messages that its template refuses.
+        """
+        if self.kind == "chat":
+            messages = [_user(prompt)] if isinstance(prompt, str) else list(prompt)
+            return _apply_template(tokenizer, messages, is_complete=False)
+        if not isinstance(prompt, str):
+            raise InputError(
+                "this checkpoint was trained on plain prompts; give text instead of chat messages"
+            )
+        bos = [_special_id(tokenizer, "bos")] if self.bos else []
+        return bos + _encode(tokenizer, self.prefix + prompt + self.suffix)
+
+    def encode_example(self, tokenizer: Any, record: Record) -> tuple[list[int], list[int]]:
+        """Ids and labels of one training record; labels are ignored outside the responses.
+
+        Args:
+            tokenizer: of `transformers`.
+            record: with `prompt` and `response`, or with chat `messages`.
+
+        Returns:
+            Ids and labels of equal length; a label is its own id (models shift by one) or -100.
+
+        Raises:
+            InputError: as `encode_prompt`, or a record that has neither form.
+        """
+        messages = record.get("messages")
+        if self.kind == "chat":
+            if messages is None:
+                prompt, response = _pair(record)
+                messages = [_user(prompt), {"role": "assistant", "content": response}]
+            return _encode_chat(tokenizer, messages)
+        if messages is not None:
+            raise InputError("chat messages need the prompt format 'chat' (option --format chat)")
+        prompt, response = _pair(record)
+        prompt_ids = self.encode_prompt(tokenizer, prompt)
+        response_ids = _encode(tokenizer, response)
+        if self.eos:
+            response_ids.append(_special_id(tokenizer, "eos"))
+        return prompt_ids + response_ids, [IGNORED_LABEL] * len(prompt_ids) + response_ids
+
+
+def _user(prompt: str) -> Message:
+    return {"role": "user", "content": prompt}
+
+
+def _pair(record: Record) -> tuple[str, str]:
+    prompt, response = record.get("prompt"), record.get("response")
+    if not isinstance(prompt, str) or not isinstance(response, str):
+        raise InputError(
+            "a record needs the strings 'prompt' and 'response', or a list 'messages'; "
+            f"this one has {sorted(record)}"
+        )
+    return prompt, response
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _special_id(tokenizer: Any, name: str) -> int:
+    token_id = getattr(tokenizer, f"{name}_token_id")
+    if token_id is None:
+        raise InputError(f"the prompt format wants a {name.upper()} token, the tokenizer has none")
+    return int(token_id)
+
+
+def _apply_template(tokenizer: Any, messages: Sequence[Message], *, is_complete: bool) -> list[int]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("the prompt format is 'chat', but the tokenizer has no chat template")
+    try:
+        ids = tokenizer.apply_chat_template(
+            list(messages), tokenize=True, add_generation_prompt=not is_complete, return_dict=False
+        )
+    except Exception as error:  # noqa: BLE001 - a template is a foreign program; it may raise anything
+        raise InputError(f"the chat template refuses these messages: {error}") from error
+    return list(ids)
+
+
+def _encode_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Ids of a whole chat, with labels on what the assistant says."""
+    ids = _apply_template(tokenizer, messages, is_complete=True)
+    labels = [IGNORED_LABEL] * len(ids)
+    for index, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        before = _apply_template(tokenizer, messages[:index], is_complete=False)
+        after = _apply_template(tokenizer, messages[: index + 1], is_complete=True)
+        if ids[: len(before)] != before or ids[: len(after)] != after:
+            raise InputError(
+                f"the chat template rewrites earlier turns, so the response in message {index} "
+                "cannot be found; train on single-turn chats with this tokenizer"
+            )
+        labels[len(before) : len(after)] = ids[len(before) : len(after)]
+    return ids, labels
