@@ -70,17 +70,27 @@ class KeyedNoise:
 
     def __call__(
         self,
-        position: int,
-        token_ids: torch.Tensor,  # [...] int64
-    ) -> torch.Tensor:  # [...] float64, on the device of token_ids
-        """Noise of `token_ids` for the token that is emitted at absolute `position`."""
-        stream = mix64(mix64(mix64(self.seed) + self.sample_index) + position)
-        bits = (token_ids + 1) * _signed(_GOLDEN) + _signed(stream)
+        position: int | Sequence[int],
+        token_ids: torch.Tensor,  # [...] int64; [m, n] for m positions
+    ) -> torch.Tensor:  # float64, shape and device of token_ids
+        """Noise of `token_ids` for the token that is emitted at absolute `position`.
+
+        With several positions, row `i` of `token_ids` belongs to position `i`.
+        """
+        bits = (token_ids + 1) * _signed(_GOLDEN)
+        if isinstance(position, int):
+            bits += _signed(self._stream(position))
+        else:
+            streams = [_signed(self._stream(one)) for one in position]
+            bits += torch.tensor(streams, device=bits.device)[:, None]
         bits = (bits ^ _shift_right(bits, 30)) * _signed(_MUL_1)
         bits = (bits ^ _shift_right(bits, 27)) * _signed(_MUL_2)
         bits = bits ^ _shift_right(bits, 31)
         uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
         return -torch.log(-torch.log(uniform))
+
+    def _stream(self, position: int) -> int:
+        return mix64(mix64(mix64(self.seed) + self.sample_index) + position)
 
 
 NoiseSource = Literal["prefix", "vocabulary"]

@@ -22,7 +22,9 @@ LastKind = Literal["recovered", "bonus", "stopped"]
 """What the last token of a step is: drawn where no child carried it, drawn at a leaf (the whole
 path was accepted), or the token that completed a stop."""
 
-NoiseOf = Callable[[int, torch.Tensor | None], torch.Tensor]
+NoiseOf = Callable[[int | Sequence[int], torch.Tensor | None], torch.Tensor]
+"""Gumbel noise (float64) of given ids, or of the whole vocabulary (None), at one position or at
+`m` positions (ids `[m, n]`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +107,8 @@ class Row:
         token_ids: committed ids, prompt included; the last one is the root of the next tree.
         prompt_len: how many of them are the prompt.
         params: the request's sampling parameters, with the seed filled in.
-        noise: `noise(position, ids) -> float64 Gumbel noise` (ids None: of the whole vocabulary),
-            or None if decoding is greedy. The token at index `i` of `token_ids` is drawn with the
-            noise of position `i`.
+        noise: the Gumbel noise of the target's own draws, or None if decoding is greedy. The token
+            at index `i` of `token_ids` is drawn with the noise of position `i`.
         max_depth: deepest draft that can still be used in this step (context and token limit).
     """
 

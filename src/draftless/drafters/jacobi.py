@@ -141,12 +141,12 @@ class TRJacobiDrafter:
         if params.top_k or params.top_p < 1.0 or params.min_p:
             # The target will cut the tail off, so a guess from the tail cannot win either.
             scores, ids = scores.topk(min(_LIKELY, scores.shape[1]))
-            noise = torch.stack([row.noise(p, i) for p, i in zip(positions, ids, strict=True)])
-            order = (scores + noise).topk(min(self._top_k, scores.shape[1])).indices
-            ranked = ids.gather(1, order).tolist()
-            return ranked
-        noise = torch.stack([row.noise(position, None) for position in positions])
-        ranked = (scores + noise).topk(min(self._top_k, scores.shape[1])).indices.tolist()
+            noisy = scores + row.noise(positions, ids)
+            best = noisy.topk(min(self._top_k, scores.shape[1])).indices
+            ranked = ids.gather(1, best).tolist()
+        else:
+            noisy = scores + row.noise(positions, None)
+            ranked = noisy.topk(min(self._top_k, scores.shape[1])).indices.tolist()
         return ranked
 
 

@@ -158,7 +158,7 @@ class KVCache:
         self.lengths.pop()
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(CacheLayerMixin):
     """What a `transformers` model sees of one layer of a `KVCache`."""
 
     def __init__(self, owner: KVCache, index: int) -> None:

@@ -97,8 +97,7 @@ def context_limit(config: PreTrainedConfig) -> int | None:
             window = kind.get("original_max_position_embeddings") or getattr(
                 text, "original_max_position_embeddings", None
             )
-            window = window or limit
-            limit = window if limit is None else min(limit, window)
+            limit = min((w for w in (window, limit) if w is not None), default=None)
     return limit
 
 

@@ -14,7 +14,7 @@ from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Row
 
-_TOP_P_CANDIDATES = 64
+_TOP_P_CANDIDATES = (64, 512)
 """How many tokens the fast top-p looks at before it falls back to the whole vocabulary."""
 
 
@@ -39,15 +39,18 @@ class PositionNoise:
 
     def __call__(
         self,
-        position: int,
-        token_ids: torch.Tensor | None = None,  # [n] int64, or None for the whole vocabulary
-    ) -> torch.Tensor:  # [n] or [V] float64
-        known = self._known.get(position)
+        position: int | Sequence[int],
+        token_ids: torch.Tensor | None = None,  # [n] or [m, n] int64; None: the whole vocabulary
+    ) -> torch.Tensor:  # float64, [n], [m, n], [V] or [m, V]
+        """Noise at one position, or at `m` positions, of the given ids or of all."""
         if token_ids is not None:
+            known = self._known.get(position) if isinstance(position, int) else None
             return self._keyed(position, token_ids) if known is None else known[token_ids]
-        if known is None:
-            known = self._known[position] = self._keyed(position, self._ids)
-        return known
+        if not isinstance(position, int):
+            return torch.stack([self(one) for one in position])
+        if position not in self._known:
+            self._known[position] = self._keyed(position, self._ids)
+        return self._known[position]
 
     def forget_before(self, position: int) -> None:
         """Drop what can no longer be asked for."""
@@ -138,7 +141,7 @@ def _top_p(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep each token before which less than `top_p` of the mass lies, the most likely first."""
     total = scores.logsumexp(0)
-    for count in (_TOP_P_CANDIDATES, scores.shape[0]):
+    for count in (*_TOP_P_CANDIDATES, scores.shape[0]):
         values, order = scores.topk(min(count, scores.shape[0]))
         probabilities = (values - total).double().exp()
         before = probabilities.cumsum(0) - probabilities

@@ -1,0 +1,63 @@
+"""The `draftless` command: one module per command; torch is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from draftless.cli.common import fail
+from draftless.cli.demo import demo
+from draftless.cli.generate import generate
+from draftless.errors import DraftlessError
+
+app = typer.Typer(
+    name="draftless",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate)
+app.command()(demo)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from draftless import __version__
+
+        typer.echo(f"draftless {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def draftless(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """A causal language model drafts for itself: the same output, fewer forward passes.
+
+    MODEL is optional everywhere; without it a small model that ships with Draftless is used.
+
+    [bold]Start here[/bold]
+
+        draftless demo
+        draftless generate --prompt "Once upon a time" --show-drafts
+        draftless train msn --help
+    """
+
+
+def main() -> None:
+    """Run the command; our own errors become one line, Ctrl-C a clean end."""
+    try:
+        app()
+    except DraftlessError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

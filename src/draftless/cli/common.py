@@ -1,0 +1,65 @@
+"""What the commands share: consoles, errors, and the loading of a model."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from draftless import Draftless
+
+stderr = Console(stderr=True, highlight=False)
+"""Progress, summaries and errors; standard output belongs to the result."""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one clear line and end with code 2."""
+    stderr.print(Text.assemble(("error: ", "bold red"), message), soft_wrap=True)
+    sys.exit(2)
+
+
+def load_model(
+    model: str | None,
+    *,
+    dtype: str | None,
+    device: str | None,
+    drafter: str | None = None,
+    drafter_options: dict[str, Any] | None = None,
+) -> Draftless:
+    """Load `model`, or the embedded one, and show that something happens."""
+    with stderr.status("Loading the model ..."):
+        from transformers.utils import logging
+
+        from draftless import Draftless, embedded_model_path
+
+        logging.disable_progress_bar()
+        return Draftless.from_pretrained(
+            model or str(embedded_model_path()),
+            drafter=drafter,
+            drafter_options=drafter_options,
+            dtype=dtype,
+            device=device,
+        )
+
+
+def model_name(model: str | None) -> str:
+    """What the model is called in results."""
+    return model if model is not None else "embedded"
+
+
+def read_text(path: Path) -> str:
+    """Content of a file, or of standard input for `-`.
+
+    Raises:
+        InputError: if it cannot be read as UTF-8.
+    """
+    from draftless.errors import InputError
+
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error

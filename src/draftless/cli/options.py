@@ -1,0 +1,69 @@
+"""Arguments and options of the commands, each written once; names and help come from here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+
+
+_PROMPT = "Prompt (one of these)"
+_SAMPLING = "Sampling"
+_DRAFTING = "Drafting"
+_OUTPUT = "Output"
+_MACHINE = "Machine"
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="Folder of a checkpoint, or a name on the Hugging Face Hub. Default: the model that ships with Draftless.",
+    ),
+]
+
+Prompt = Annotated[str | None, _option(_PROMPT, "The prompt.", "--prompt", "-p")]
+PromptFile = Annotated[
+    Path | None, _option(_PROMPT, "Read the prompt from a file; - is standard input.")
+]
+Chat = Annotated[
+    Path | None,
+    _option(_PROMPT, 'Read chat messages from a JSON file: [{"role": "user", "content": "..."}].'),
+]
+
+MaxNewTokens = Annotated[int, _option(_SAMPLING, "Most tokens to generate.")]
+Temperature = Annotated[float, _option(_SAMPLING, "0 is greedy.")]
+TopK = Annotated[int, _option(_SAMPLING, "Keep the k most likely tokens; 0 keeps all.")]
+TopP = Annotated[float, _option(_SAMPLING, "Keep the smallest set of tokens with this mass.")]
+MinP = Annotated[float, _option(_SAMPLING, "Drop tokens below this share of the most likely one.")]
+Seed = Annotated[
+    int | None,
+    _option(_SAMPLING, "Same seed, same text, with any drafter. Default: a new one, reported."),
+]
+Stop = Annotated[
+    list[str] | None, _option(_SAMPLING, "End before this text; may be given several times.")
+]
+
+Drafter = Annotated[
+    str | None,
+    _option(_DRAFTING, "none, prompt-lookup or tr-jacobi. Default: what the checkpoint names."),
+]
+Budget = Annotated[
+    int | None,
+    _option(_DRAFTING, "Most nodes of a draft tree. Default: what pays on this machine."),
+]
+
+ShowDrafts = Annotated[bool, _option(_OUTPUT, "Colour accepted draft tokens.", "--show-drafts")]
+AsJson = Annotated[bool, _option(_OUTPUT, "Print one JSON object and nothing else.", "--json")]
+
+Dtype = Annotated[
+    str | None,
+    _option(_MACHINE, "bfloat16, float16, float32 or float64. Default: as the weights were saved."),
+]
+Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, ... Default: a GPU if there is one.")]
+Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]
