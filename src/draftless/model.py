@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | torch.Tensor
-Params = SamplingParams | GenerationConfig
+Params: TypeAlias = "SamplingParams | GenerationConfig"
 
 
 def embedded_model_path() -> Path:
@@ -191,7 +191,7 @@ class Draftless:
         if self.tokenizer is None:
             raise ConfigError("text needs a tokenizer; pass tokenizer= or token ids")
         if self.manifest is not None and self.manifest.prompt_format is not None:
-            return self.manifest.prompt_format.encode_prompt(self.tokenizer, prompt)
+            return self.manifest.prompt_format.encode_prompt(self.tokenizer, prompt)  # type: ignore[arg-type]
         if isinstance(prompt, str):
             return list(self.tokenizer(prompt).input_ids)
         if not self.tokenizer.chat_template:
@@ -255,6 +255,10 @@ def _as_batch(prompts: Any) -> list[Any] | None:
         return None
     if isinstance(prompts, torch.Tensor):
         return None if prompts.dim() == 1 else list(prompts)
+    if not isinstance(prompts, Sequence):
+        raise InputError(
+            f"a prompt is text, token ids or chat messages (or a list of such), not {type(prompts).__name__}"
+        )
     items = list(prompts)
     if not items or isinstance(items[0], int | Mapping):
         return None

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION_NAME = "draftless"
 
 
-def packed_attention(
+def packed_attention(  # noqa: PLR0913 - the signature is that of AttentionInterface
     module: torch.nn.Module,
     query: torch.Tensor,  # [R, Hq, W, D]
     key: torch.Tensor,  # [R, Hkv, C, D]

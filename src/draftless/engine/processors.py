@@ -5,10 +5,10 @@ Order and conditions are those of `GenerationMixin._get_logits_processor`; a tes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as hf
 
 from draftless.params import SamplingParams
@@ -19,78 +19,79 @@ def make_processors(
 ) -> LogitsProcessorList:
     """Everything that runs before the warpers, greedy or sampled."""
     eos = torch.tensor(list(eos_token_ids), device=device) if eos_token_ids else None
-    found = LogitsProcessorList()
+    return LogitsProcessorList(
+        [
+            *_about_the_text(params, eos),
+            *_about_the_place(params, prompt_len, eos, str(device)),
+            *params.logits_processors,
+        ]
+    )
+
+
+def _about_the_text(params: SamplingParams, eos: torch.Tensor | None) -> Iterator[LogitsProcessor]:
     if params.sequence_bias:
         bias = [[list(ids), float(value)] for ids, value in params.sequence_bias]
-        found.append(hf.SequenceBiasLogitsProcessor(sequence_bias=bias))
+        yield hf.SequenceBiasLogitsProcessor(sequence_bias=bias)
     if params.repetition_penalty != 1.0:
-        found.append(hf.RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
+        yield hf.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)
     if params.no_repeat_ngram_size:
-        found.append(hf.NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size))
+        yield hf.NoRepeatNGramLogitsProcessor(params.no_repeat_ngram_size)
     if params.bad_words_ids:
         words = [list(ids) for ids in params.bad_words_ids]
-        found.append(hf.NoBadWordsLogitsProcessor(words, eos))
+        yield hf.NoBadWordsLogitsProcessor(words, eos)
+
+
+def _about_the_place(
+    params: SamplingParams, prompt_len: int, eos: torch.Tensor | None, device: str
+) -> Iterator[LogitsProcessor]:
     if params.min_new_tokens and eos is not None:
-        found.append(
-            hf.MinNewTokensLengthLogitsProcessor(
-                prompt_len, params.min_new_tokens, eos, device=str(device)
-            )
-        )
+        least = params.min_new_tokens
+        yield hf.MinNewTokensLengthLogitsProcessor(prompt_len, least, eos, device=device)
     if params.prefix_allowed_tokens_fn is not None:
-        found.append(hf.PrefixConstrainedLogitsProcessor(params.prefix_allowed_tokens_fn, 1))
+        yield hf.PrefixConstrainedLogitsProcessor(params.prefix_allowed_tokens_fn, 1)
     if params.forced_bos_token_id is not None:
-        found.append(hf.ForcedBOSTokenLogitsProcessor(params.forced_bos_token_id))
+        yield hf.ForcedBOSTokenLogitsProcessor(params.forced_bos_token_id)
     if params.forced_eos_token_id is not None:
-        max_length = prompt_len + params.max_new_tokens
-        found.append(
-            hf.ForcedEOSTokenLogitsProcessor(
-                max_length, params.forced_eos_token_id, device=str(device)
-            )
-        )
+        end = prompt_len + params.max_new_tokens
+        yield hf.ForcedEOSTokenLogitsProcessor(end, params.forced_eos_token_id, device=device)
     if params.remove_invalid_values:
-        found.append(hf.InfNanRemoveLogitsProcessor())
+        yield hf.InfNanRemoveLogitsProcessor()
     if params.exponential_decay_length_penalty is not None and eos is not None:
-        found.append(
-            hf.ExponentialDecayLengthPenalty(
-                params.exponential_decay_length_penalty, eos, prompt_len
-            )
-        )
+        decay = params.exponential_decay_length_penalty
+        yield hf.ExponentialDecayLengthPenalty(decay, eos, prompt_len)
     if params.suppress_tokens:
-        found.append(
-            hf.SuppressTokensLogitsProcessor(list(params.suppress_tokens), device=str(device))
-        )
+        yield hf.SuppressTokensLogitsProcessor(list(params.suppress_tokens), device=device)
     if params.begin_suppress_tokens:
-        begin = prompt_len
-        if prompt_len == 1 and params.forced_bos_token_id is not None:
-            begin += 1
-        found.append(
-            hf.SuppressTokensAtBeginLogitsProcessor(
-                list(params.begin_suppress_tokens), begin, device=str(device)
-            )
-        )
-    found.extend(params.logits_processors)
-    return found
+        # A forced BOS takes the first place after a one-token prompt.
+        begin = prompt_len + (prompt_len == 1 and params.forced_bos_token_id is not None)
+        ids = list(params.begin_suppress_tokens)
+        yield hf.SuppressTokensAtBeginLogitsProcessor(ids, begin, device=device)
 
 
 def make_rare_warpers(params: SamplingParams, device: torch.device) -> LogitsProcessorList:
     """All warpers of a request that uses a rare one (`SamplingParams.has_rare_warpers`)."""
-    found = LogitsProcessorList()
+    return LogitsProcessorList([*_common_warpers(params), *_rare_warpers(params, str(device))])
+
+
+def _common_warpers(params: SamplingParams) -> Iterator[LogitsProcessor]:
     if params.temperature != 1.0:
-        found.append(hf.TemperatureLogitsWarper(params.temperature))
+        yield hf.TemperatureLogitsWarper(float(params.temperature))
     if params.top_h is not None:
-        found.append(hf.TopHLogitsWarper(top_h=params.top_h))
+        yield hf.TopHLogitsWarper(top_h=params.top_h)
     if params.top_k:
-        found.append(hf.TopKLogitsWarper(top_k=params.top_k))
+        yield hf.TopKLogitsWarper(top_k=params.top_k)
     if params.top_p < 1.0:
-        found.append(hf.TopPLogitsWarper(top_p=params.top_p))
+        yield hf.TopPLogitsWarper(top_p=params.top_p)
     if params.min_p:
-        found.append(hf.MinPLogitsWarper(min_p=params.min_p))
+        yield hf.MinPLogitsWarper(min_p=params.min_p)
+
+
+def _rare_warpers(params: SamplingParams, device: str) -> Iterator[LogitsProcessor]:
     if params.typical_p is not None and params.typical_p < 1.0:
-        found.append(hf.TypicalLogitsWarper(mass=params.typical_p))
+        yield hf.TypicalLogitsWarper(mass=params.typical_p)
     if params.epsilon_cutoff is not None:
-        found.append(hf.EpsilonLogitsWarper(epsilon=params.epsilon_cutoff))
+        yield hf.EpsilonLogitsWarper(epsilon=params.epsilon_cutoff)
     if params.eta_cutoff is not None:
-        found.append(hf.EtaLogitsWarper(epsilon=params.eta_cutoff, device=str(device)))
+        yield hf.EtaLogitsWarper(epsilon=params.eta_cutoff, device=device)
     if params.renormalize_logits:
-        found.append(hf.LogitNormalization())
-    return found
+        yield hf.LogitNormalization()
