@@ -10,7 +10,10 @@ DATA ?= ../shared/data
 
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
+# One thread per test process; models are tiny and never come from the network.
+PYTEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+PYTEST_FLAGS := -n $(JOBS) --maxprocesses 8
+PYTEST := $(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,7 +54,7 @@ test-min-%: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-min/$*
 	.venv-min/$*/bin/python $(PIP_INSTALL) -e . 'transformers==$*' \
 		pytest pytest-xdist hypothesis scipy
-	.venv-min/$*/bin/python -m pytest -n $(JOBS) --maxprocesses 8 -m 'not full and not train' $(ENGINE_TESTS)
+	$(PYTEST_ENV) .venv-min/$*/bin/python -m pytest $(PYTEST_FLAGS) -m 'not full' $(ENGINE_TESTS)
 
 fmt: $(VENV)/.dev ## format the code and sort imports
 	$(BIN)/ruff check --select I --fix .

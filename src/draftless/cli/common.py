@@ -38,12 +38,21 @@ def load_model(
 
         logging.disable_progress_bar()
         return Draftless.from_pretrained(
-            model or str(embedded_model_path()),
+            model or embedded_model_path(),
             drafter=drafter,
             drafter_options=drafter_options,
             dtype=dtype,
             device=device,
         )
+
+
+def drafter_name(model: Draftless) -> str:
+    """The name of the drafter that a model carries."""
+    from draftless.drafters.registry import DRAFTERS
+
+    kind = type(model.drafter)
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    return next(name for name, known in DRAFTERS.items() if known == place)
 
 
 def model_name(model: str | None) -> str:

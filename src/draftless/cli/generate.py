@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from draftless.cli import options
-from draftless.cli.common import load_model, model_name, read_text, stderr
+from draftless.cli.common import drafter_name, load_model, model_name, read_text, stderr
 from draftless.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
     )
     if as_json:
         output = loaded.generate(request, params)
-        result = as_object(output, drafter=loaded.drafter_name, model=model_name(model))
+        result = as_object(output, drafter=drafter_name(loaded), model=model_name(model))
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         return
     chunks = loaded.stream(request, params)
     output = show_chunks(chunks, loaded.tokenizer) if show_drafts else write_chunks(chunks)
-    stderr.print(Text(summary(output, loaded.drafter_name), style="dim"))
+    stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"))
 
 
 def read_prompt(
@@ -174,7 +174,7 @@ class DraftPainter:
             if index < chunk.num_accepted_tokens:
                 style = DRAFT_STYLES[self._num_drafts % len(DRAFT_STYLES)]
                 self._num_drafts += 1
-            self._waiting += [style] * len(self._decoder.push(token_id))
+            self._waiting += [style] * len(self._decoder.push([token_id]))
         shown, self._waiting = self._waiting[: len(chunk.text)], self._waiting[len(chunk.text) :]
         shown += [""] * (len(chunk.text) - len(shown))
         return Text.assemble(*zip(chunk.text, shown, strict=True))
@@ -195,7 +195,9 @@ def summary(output: Output, drafter: str) -> str:
 def as_object(output: Output, *, drafter: str, model: str) -> dict[str, Any]:
     """The object of `--json`; its keys are a public contract."""
     stats = output.stats.as_dict()
-    time_s = output.stats.time_s
+    time_s = dict(output.stats.time_s)
+    # The drafter's time is one number here: proposing, and learning from what became of it.
+    time_s["propose"] = time_s.get("propose", 0.0) + time_s.pop("observe", 0.0)
     stats["time_s"] = {stage: time_s.get(stage, 0.0) for stage in STAGES}
     return {
         "text": output.text,

@@ -65,5 +65,5 @@ Dtype = Annotated[
     str | None,
     _option(_MACHINE, "bfloat16, float16, float32 or float64. Default: as the weights were saved."),
 ]
-Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, ... Default: a GPU if there is one.")]
+Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
 Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]

@@ -1,0 +1,5 @@
+"""`python -m draftless`: the command."""
+
+from draftless.cli import main
+
+main()

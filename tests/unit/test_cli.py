@@ -1,0 +1,252 @@
+"""The command: what it prints, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.text import Text
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import draftless
+from draftless import Chunk, Draftless, cli
+from draftless.cli.demo import DRAFTERS, read_prompts
+from draftless.cli.generate import DRAFT_STYLES, STAGES, DraftPainter, read_messages
+from draftless.errors import DraftlessError, InputError
+
+CORPUS = [
+    "the cat sat on the mat and the dog sat on the log [bold]x[/bold]\n",
+    "äöü 猫 print(a[0])",
+]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with a byte-level tokenizer, as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run(
+    *arguments: str | Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The installed command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "draftless", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def invoke(*arguments: str | Path) -> tuple[str, str]:
+    """The command in this process: standard output and standard error."""
+    result = CliRunner().invoke(cli.app, list(map(str, arguments)))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout, result.stderr
+
+
+def test_json_is_one_object_with_the_promised_keys(checkpoint: Path) -> None:
+    out, _ = invoke(
+        "generate", checkpoint, "--prompt", "the cat", "--max-new-tokens", "9", "--json"
+    )
+    result = json.loads(out)
+    promised = {"text", "token_ids", "finish_reason", "stats"}
+    assert set(result) == promised | {"seed", "drafter", "model"}
+    assert set(result["stats"]) == {
+        "num_steps",
+        "num_forward_passes",
+        "num_draft_tokens",
+        "num_accepted_tokens",
+        "acceptance_length",
+        "acceptance_histogram",
+        "tokens_per_second",
+        "time_s",
+    }
+    assert tuple(result["stats"]["time_s"]) == STAGES
+    assert len(result["token_ids"]) == 9 or result["finish_reason"] == "stop"
+    assert result["drafter"] == "prompt-lookup"
+
+
+def test_options_reach_the_engine(checkpoint: Path) -> None:
+    """Each option changes what the same option of the API changes, and nothing else."""
+    options = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "seed": 3}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    out, _ = invoke(
+        "generate", checkpoint, "-p", "the dog", "--max-new-tokens=20", "--json", *flags
+    )
+    model = Draftless.from_pretrained(checkpoint, drafter="none")
+    expected = model.generate("the dog", max_new_tokens=20, **options)
+    assert json.loads(out)["token_ids"] == expected.token_ids
+    for name in options:
+        changed = {**options, name: {"seed": 4, "temperature": 0.3}.get(name, 0.5)}
+        if name == "top_k":
+            changed[name] = 2
+        other = model.generate("the dog", max_new_tokens=20, **changed)
+        assert other.token_ids != expected.token_ids, f"{name} has no effect in this test"
+
+
+@pytest.mark.parametrize("drafter", ["none", "prompt-lookup", "tr-jacobi"])
+def test_drafters_write_the_same_text(checkpoint: Path, drafter: str) -> None:
+    common = ["generate", checkpoint, "-p", "the mat", "--max-new-tokens=40", "--dtype=float64"]
+    plain, _ = invoke(*common, "--drafter", "none")
+    out, err = invoke(*common, "--drafter", drafter)
+    assert out == plain
+    assert drafter in err
+
+
+def test_show_drafts_shows_the_same_text_with_a_summary(checkpoint: Path) -> None:
+    common = ["generate", checkpoint, "-p", "the cat sat", "--max-new-tokens=60"]
+    plain, _ = invoke(*common)
+    out, err = invoke(*common, "--show-drafts", "--drafter=tr-jacobi", "--budget=8")
+    assert out.split() == plain.split()
+    assert "tr-jacobi" in err
+    assert "drafts accepted" in err
+
+
+def test_the_painter_colours_accepted_tokens_and_keeps_brackets(checkpoint: Path) -> None:
+    tokenizer = Draftless.from_pretrained(checkpoint).tokenizer
+    assert tokenizer is not None
+    words = [" sat", "[bold]", " on"]
+    ids = [tokenizer.encode(word, add_special_tokens=False) for word in words]
+    flat = tuple(i for word in ids for i in word)
+    num_accepted = len(flat) - len(ids[-1])
+    painter = DraftPainter(tokenizer)
+    # The stream may hold text back; its style must wait for it.
+    first = painter.paint(Chunk(" sa", flat, num_accepted))
+    second = painter.paint(Chunk("t[bold] on", (), 0))
+    assert isinstance(first, Text)
+    assert first.plain + second.plain == " sat[bold] on"
+    styles = [str(s.style) for s in first.spans + second.spans]
+    plain_end = [str(s.style) for s in second.spans if second.plain[s.start :].startswith(" on")]
+    assert set(styles) >= {DRAFT_STYLES[0]}
+    assert all(style == "" for style in plain_end)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "x", "--temperature", "nan"], "temperature=nan"),
+        (["--prompt", "x", "--drafter", "medusa"], "medusa"),
+        (["--prompt", "x", "--drafter", "none", "--budget", "8"], "budget"),
+        (["--prompt", "x", "--prompt-file", "y"], "one of --prompt"),
+        ([], "one of --prompt"),
+        (["--prompt-file", "/does/not/exist"], "/does/not/exist"),
+        (["--prompt", "x", "--json", "--show-drafts"], "choose one"),
+        (["--prompt", "x", "--dtype", "int3"], "int3"),
+        (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens=0"),
+    ],
+)
+def test_bad_input_is_refused_by_name(checkpoint: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(DraftlessError, match=message):
+        invoke("generate", checkpoint, *arguments)
+
+
+def test_an_error_is_one_line_and_code_2(tmp_path: Path) -> None:
+    result = run("generate", tmp_path / "missing", "--prompt", "x")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "draftless", "demo", str(checkpoint), "--repeats", "1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["demo"], ["train"], ["train", "msn"]])
+def test_help_teaches(command: list[str]) -> None:
+    out, _ = invoke(*command, "--help")
+    assert "draftless" in out
+    if command in (["generate"], ["demo"]):
+        assert "Examples" in out
+
+
+def test_messages_are_read_strictly() -> None:
+    assert read_messages('[{"role": "user", "content": "hi"}]', "f")[0]["content"] == "hi"
+    for source in ("{", "[]", '{"role": "user"}', '[{"content": "hi"}]', '["hi"]'):
+        with pytest.raises(InputError, match="f "):
+            read_messages(source, "f")
+
+
+def test_demo_as_json(checkpoint: Path) -> None:
+    arguments = ["--max-new-tokens=12", "--repeats=1", "--dtype=float64", "--json"]
+    out, _ = invoke("demo", checkpoint, *arguments)
+    result = json.loads(out)
+    assert "same ids as plain decoding on all" in result["verdict"]
+    assert {p["domain"] for p in result["prompts"]} >= {"sql", "math", "code", "story"}
+    for prompt in result["prompts"]:
+        assert set(prompt["runs"]) == set(DRAFTERS)
+        assert all(run["is_identical"] for run in prompt["runs"].values())
+    assert result["totals"]["none"]["speed_up"] == 1.0
+
+
+def test_demo_reports_a_difference(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a drafter changed the text, the demo would say so: here one does."""
+    honest = Draftless.generate
+
+    def lying(self: Draftless, prompt: object, params: object) -> object:
+        output = honest(self, prompt, params)
+        if "Jacobi" in type(self.drafter).__name__:
+            output.token_ids[3] += 1
+        return output
+
+    monkeypatch.setattr(Draftless, "generate", lying)
+    out, _ = invoke("demo", checkpoint, "--max-new-tokens=12", "--repeats=1")
+    assert "on 0 of" in " ".join(out.split())
+    assert "up to 3" in out
+
+
+def test_demo_prompts_are_attributed() -> None:
+    sources = (Path(draftless.__file__).parent / "assets" / "demo" / "SOURCES.md").read_text()
+    for prompt in read_prompts():
+        assert f"| {prompt['domain']} |" in sources
