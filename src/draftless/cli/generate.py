@@ -85,7 +85,7 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
         return
     chunks = loaded.stream(request, params)
     output = show_chunks(chunks, loaded.tokenizer) if show_drafts else write_chunks(chunks)
-    stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"))
+    stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"), soft_wrap=True)
 
 
 def read_prompt(
