@@ -1,0 +1,76 @@
+"""The wall: in every cell, every drafter writes exactly what plain decoding writes.
+
+Greedy cells are held against `transformers.generate` on the stock model with its own eager
+attention, sampled ones against our `none` drafter, run alone. A drafter that enters the registry
+enters here by itself; the replay drafter makes sure that each cell could have failed.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.types import Drafter
+from support.driving import Job, run
+from support.matrix import ROWS, Cell, Plain, all_cells, make_params, pairwise, plain_text
+from support.models import VOCAB_SIZE, target
+from support.replay import EVERYTHING, ReplayDrafter, coverage
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cell" not in metafunc.fixturenames:
+        return
+    cells = all_cells()
+    selected = pairwise(cells)
+    rest = [cell for cell in cells if cell not in set(selected)]
+    full = [pytest.param(cell, id=str(cell), marks=pytest.mark.full) for cell in rest]
+    wanted = metafunc.config.getoption("--full") or "full" in metafunc.config.getoption("-m")
+    chosen = [pytest.param(cell, id=str(cell)) for cell in selected]
+    metafunc.parametrize("cell", [*chosen, *(full if wanted else [])])
+
+
+def test_every_drafter_writes_the_plain_text(cell: Cell) -> None:
+    plains = [
+        plain_text(cell.family, cell.attention, cell.dtype, cell.mode, length)
+        for length in ROWS[cell.rows]
+    ]
+    jobs = [stopped(cell, index, plain) for index, plain in enumerate(plains)]
+    expected = [list(p.token_ids[:n]) for p, (_, n) in zip(plains, jobs, strict=True)]
+    replay = ReplayDrafter([p.token_ids for p in plains], [n for _, n in jobs])
+    drafters: dict[str, Drafter] = {name: registered(name) for name in DRAFTERS}
+    for name, drafter in {**drafters, "replay": replay}.items():
+        results = run(
+            target(cell.family, cell.dtype, cell.attention), drafter, [job for job, _ in jobs]
+        )
+        assert [r.token_ids for r in results] == expected, name
+        reason = "stop" if cell.stop == "eos" else "length"
+        assert [r.finish_reason for r in results] == [reason] * len(results), name
+        if name == "replay":
+            for result in results:
+                assert coverage(result.steps) == EVERYTHING
+
+
+def registered(name: str) -> Drafter:
+    return make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+
+
+def stopped(cell: Cell, index: int, plain: Plain) -> tuple[Job, int]:
+    """The job with the cell's stop, and how many ids it must emit."""
+    if cell.stop == "eos":
+        return Job(plain.job.prompt_ids, plain.job.params, (plain.eos_id,)), plain.num_until_eos
+    count = 13 + 3 * index
+    assert plain.job.params.seed is not None
+    params = make_params(cell.mode, plain.job.params.seed, count)
+    return Job(plain.job.prompt_ids, params), count
+
+
+def test_the_selection_holds_every_pair_and_is_always_the_same() -> None:
+    cells = all_cells()
+    selected = pairwise(cells)
+    assert selected == pairwise(list(cells))
+    assert len(selected) < 200
+    values = {(a, getattr(c, a), b, getattr(c, b)) for c in cells for a in vars(c) for b in vars(c)}
+    kept = {
+        (a, getattr(c, a), b, getattr(c, b)) for c in selected for a in vars(c) for b in vars(c)
+    }
+    assert kept == values
