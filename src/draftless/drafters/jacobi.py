@@ -121,7 +121,7 @@ class TRJacobiDrafter:
     def observe(self, records: Sequence[StepRecord]) -> None:
         for record in records:
             assert record.logits is not None
-            nodes = longest_descent(record.tree.parents, record.verdict.path[-1])
+            nodes = leftover_nodes(record.tree.parents, record.verdict.path[-1])
             rows = record.logits[list(nodes)] if nodes else record.logits[:0]
             self._states[record.row].guesses = self._rank(record.row, rows[: self._depth])
 
@@ -202,8 +202,21 @@ class _TreeBuilder:
 
 
 @lru_cache(maxsize=4096)
-def longest_descent(parents: tuple[int, ...], node: int) -> tuple[int, ...]:
-    """The nodes of the longest path below `node`, without it; the first such path on ties."""
+def leftover_nodes(parents: tuple[int, ...], stop: int) -> tuple[int, ...]:
+    """Nodes whose logits guess the next step's depths 1, 2, ... after a walk that ended at `stop`.
+
+    The longest path below `stop` (the first on ties), continued where it ends by the deeper nodes
+    of the tree's longest path: these saw other wrong tokens, but stand at the right positions.
+    """
+    path = _longest_path(parents, stop)
+    depth, node = len(path), stop
+    while node:
+        depth, node = depth + 1, parents[node]
+    return (*path, *_longest_path(parents, 0)[depth:])
+
+
+def _longest_path(parents: tuple[int, ...], node: int) -> list[int]:
+    """The longest path below `node`, without it; the first such path on ties."""
     heights = [0] * len(parents)
     for child in range(len(parents) - 1, 0, -1):
         heights[parents[child]] = max(heights[parents[child]], heights[child] + 1)
@@ -212,4 +225,4 @@ def longest_descent(parents: tuple[int, ...], node: int) -> tuple[int, ...]:
         below = [c for c in range(node + 1, len(parents)) if parents[c] == node]
         node = max(below, key=lambda child: heights[child])
         path.append(node)
-    return tuple(path)
+    return path
