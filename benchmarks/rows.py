@@ -7,6 +7,7 @@ over prompts, drawn within domains; a prompt always brings both its plain and it
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,9 +90,11 @@ def looping_tokens(ids: Sequence[int], period: int = LOOP_PERIOD) -> int:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a line; a line is complete or, after a kill, not valid JSON and ignored."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
+    """Add a line; one that a kill left unfinished stays behind as a line that `read_rows` skips."""
+    with path.open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        is_cut = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * is_cut + json.dumps(asdict(row)).encode() + b"\n")
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -83,8 +83,20 @@ class Bench:
                 case = Case(model_name, method, sampling, args.dtype)
                 self._methods[case], self._models[case] = function, model
 
-    def __len__(self) -> int:
-        return len(self._methods)
+    def fitting(self, prompts: list[dict[str, str]], room: int) -> list[dict[str, str]]:
+        """The prompts that leave `room` for an answer in every model's context."""
+        limits = {id(m): (m, m.target.max_positions) for m in self._models.values()}
+        kept = [
+            record
+            for record in prompts
+            if all(
+                limit is None or len(model.encode(record["prompt"])) + room <= limit
+                for model, limit in limits.values()
+            )
+        ]
+        if len(kept) < len(prompts):
+            print(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are too long, left out")
+        return kept
 
     def warm_up(self, prompts: list[dict[str, str]]) -> None:
         for record in prompts[:WARM_UP_PROMPTS]:
@@ -149,6 +161,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = read_prompts(args.data, args.limit)
     bench = Bench(args.out, args)
+    prompts = bench.fitting(prompts, args.max_new_tokens)
     bench.warm_up(prompts)
     with Progress() as progress:
         task = progress.add_task("prompts", total=len(prompts))
