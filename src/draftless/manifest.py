@@ -61,7 +61,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data.pop("format_version")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is not a valid manifest: {error!r}") from error
     if version != FORMAT_VERSION:
         raise ArtifactError(
