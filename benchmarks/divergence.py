@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from methods import stock_method
 from rich.progress import track
-from run import first_difference, read_prompts
+from run import first_difference, fitting, read_prompts
 from transformers import AutoModelForCausalLM
 
 from draftless import Draftless, SamplingParams, embedded_model_path
@@ -34,6 +34,8 @@ from draftless.provenance import collect_provenance
 
 K = 4
 """Bf16 ULPs that two scores may differ by at a first divergence (DESIGN 1, L2)."""
+
+MAX_NEW_TOKENS = 128
 
 HERE = Path(__file__).parent
 
@@ -199,18 +201,19 @@ def main() -> None:
 
     plain = Draftless.from_pretrained(args.model, drafter="none", dtype=args.dtype)
     drafted = runner(plain.with_drafter("tr-jacobi"))
-    prompts = [(r["id"], plain.encode(r["prompt"])) for r in read_prompts(args.data, None)]
+    records = fitting(read_prompts(args.data, None), [plain], MAX_NEW_TOKENS)
+    prompts = [(r["id"], plain.encode(r["prompt"])) for r in records]
     judge = Judge(args.model)
     stock = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-    generate = stock_method(stock.eval(), 128, plain.eos_token_ids)
+    generate = stock_method(stock.eval(), MAX_NEW_TOKENS, plain.eos_token_ids)
     everything: dict[str, Runner] = {
         "none": runner(plain),
         "tr-jacobi": drafted,
         "prompt-lookup": runner(plain.with_drafter("prompt-lookup")),
         "none in a batch of 4 (plain)": runner(plain, is_batched=True),
     }
-    greedy = SamplingParams(max_new_tokens=128, seed=0)
-    sampled = SamplingParams(max_new_tokens=128, seed=0, temperature=1.0)
+    greedy = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=0)
+    sampled = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, seed=0, temperature=1.0)
     stock_runner = {"transformers (plain)": lambda p, _: [generate(ids, 0)["ids"] for ids in p]}
     result: dict[str, Any] = {
         "provenance": collect_provenance(),

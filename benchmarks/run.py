@@ -13,7 +13,7 @@ import argparse
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +37,21 @@ def read_prompts(data: Path, limit: int | None) -> list[dict[str, str]]:
             by_domain.append([json.loads(line) for line in file][:limit])
     longest = max(map(len, by_domain))
     return [records[i] for i in range(longest) for records in by_domain if i < len(records)]
+
+
+def fitting(
+    prompts: list[dict[str, str]], models: Sequence[Draftless], room: int
+) -> list[dict[str, str]]:
+    """The prompts that leave `room` for an answer in every model's context."""
+
+    def fits(record: dict[str, str], model: Draftless) -> bool:
+        limit = model.target.max_positions
+        return limit is None or len(model.encode(record["prompt"])) + room <= limit
+
+    kept = [record for record in prompts if all(fits(record, model) for model in models)]
+    if len(kept) < len(prompts):
+        print(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are too long, left out")
+    return kept
 
 
 def measure(case: Case, method: Method, ids: list[int], seed: int) -> tuple[Row, list[int]]:
@@ -83,20 +98,9 @@ class Bench:
                 case = Case(model_name, method, sampling, args.dtype)
                 self._methods[case], self._models[case] = function, model
 
-    def fitting(self, prompts: list[dict[str, str]], room: int) -> list[dict[str, str]]:
-        """The prompts that leave `room` for an answer in every model's context."""
-        limits = {id(m): (m, m.target.max_positions) for m in self._models.values()}
-        kept = [
-            record
-            for record in prompts
-            if all(
-                limit is None or len(model.encode(record["prompt"])) + room <= limit
-                for model, limit in limits.values()
-            )
-        ]
-        if len(kept) < len(prompts):
-            print(f"{len(prompts) - len(kept)} of {len(prompts)} prompts are too long, left out")
-        return kept
+    def models(self) -> list[Draftless]:
+        """One per checkpoint."""
+        return list({id(model): model for model in self._models.values()}.values())
 
     def warm_up(self, prompts: list[dict[str, str]]) -> None:
         for record in prompts[:WARM_UP_PROMPTS]:
@@ -161,7 +165,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     prompts = read_prompts(args.data, args.limit)
     bench = Bench(args.out, args)
-    prompts = bench.fitting(prompts, args.max_new_tokens)
+    prompts = fitting(prompts, bench.models(), args.max_new_tokens)
     bench.warm_up(prompts)
     with Progress() as progress:
         task = progress.add_task("prompts", total=len(prompts))
