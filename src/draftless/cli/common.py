@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 stderr = Console(stderr=True, highlight=False)
 """Progress, summaries and errors; standard output belongs to the result."""
+
+
+def progress_bar() -> Progress:
+    """A bar on standard error that vanishes when it is done; nothing where nobody is watching."""
+    return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
 
 
 def fail(message: str) -> NoReturn:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from draftless.cli import options
-from draftless.cli.common import load_model, model_name, stderr
+from draftless.cli.common import load_model, model_name, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -101,7 +100,7 @@ def measure(
     for model in models.values():  # the first call pays for things that later ones do not
         model.generate(prompts[0], params)
     measured: list[Runs] = [{} for _ in prompts]
-    with Progress(console=stderr, transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Generating", total=repeats * len(prompts) * len(models))
         for _ in range(repeats):
             for prompt, runs in zip(prompts, measured, strict=True):

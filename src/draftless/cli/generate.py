@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.text import Text
 
 from draftless.cli import options
-from draftless.cli.common import drafter_name, load_model, model_name, read_text, stderr
+from draftless.cli.common import (
+    drafter_name,
+    load_model,
+    model_name,
+    progress_bar,
+    read_text,
+    stderr,
+)
 from draftless.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -78,12 +85,12 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
         drafter=drafter,
         drafter_options=None if budget is None else {"budget": budget},
     )
+    chunks = loaded.stream(request, params)
     if as_json:
-        output = loaded.generate(request, params)
+        output = await_output(chunks, max_new_tokens)
         result = as_object(output, drafter=drafter_name(loaded), model=model_name(model))
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         return
-    chunks = loaded.stream(request, params)
     output = show_chunks(chunks, loaded.tokenizer) if show_drafts else write_chunks(chunks)
     stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"), soft_wrap=True)
 
@@ -122,6 +129,17 @@ def read_messages(source: str, name: str) -> list[Message]:
     if not is_chat or not messages:
         raise InputError(f'{name} must be a list like [{{"role": "user", "content": "Hello"}}]')
     return list(messages)
+
+
+def await_output(chunks: Iterable[Chunk], num_tokens: int) -> Output:
+    """Wait for the last chunk, with a bar for who is watching."""
+    last: Chunk | None = None
+    with progress_bar() as progress:
+        task = progress.add_task("Generating", total=num_tokens)
+        for last in chunks:
+            progress.advance(task, len(last.token_ids))
+    assert last is not None and last.output is not None
+    return last.output
 
 
 def write_chunks(chunks: Iterable[Chunk]) -> Output:
