@@ -12,7 +12,7 @@ import pytest
 from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
 from draftless.types import Drafter
 from support.driving import Job, run
-from support.matrix import ROWS, Cell, Plain, all_cells, make_params, pairwise, plain_text
+from support.matrix import ROWS, Cell, Plain, all_cells, pairwise, plain_text
 from support.models import VOCAB_SIZE, target
 from support.replay import EVERYTHING, ReplayDrafter, coverage
 
@@ -56,12 +56,7 @@ def registered(name: str) -> Drafter:
 
 def stopped(cell: Cell, index: int, plain: Plain) -> tuple[Job, int]:
     """The job with the cell's stop, and how many ids it must emit."""
-    if cell.stop == "eos":
-        return Job(plain.job.prompt_ids, plain.job.params, (plain.eos_id,)), plain.num_until_eos
-    count = 13 + 3 * index
-    assert plain.job.params.seed is not None
-    params = make_params(cell.mode, plain.job.params.seed, count)
-    return Job(plain.job.prompt_ids, params), count
+    return plain.until_eos(index) if cell.stop == "eos" else plain.until_length(13 + 3 * index)
 
 
 def test_the_selection_holds_every_pair_and_is_always_the_same() -> None:

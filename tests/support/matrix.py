@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import combinations, product
 
@@ -100,38 +100,44 @@ class Plain:
 
     Attributes:
         token_ids: `NUM_PLAIN` new ids, decoded without any stop.
-        num_until_eos: new ids up to and with `eos_id`, which does not occur before.
+        places: numbers of new ids after which the last one is new to the text, so that it can
+            serve as an EOS that stops there.
     """
 
     job: Job
     token_ids: tuple[int, ...]
-    num_until_eos: int
+    places: tuple[int, ...]
 
-    @property
-    def eos_id(self) -> int:
-        return self.token_ids[self.num_until_eos - 1]
+    def until_eos(self, index: int) -> tuple[Job, int]:
+        """The job that an EOS stops at the `index`-th of the places, and how many ids it emits."""
+        count = self.places[index % len(self.places)]
+        return Job(self.job.prompt_ids, self.job.params, (self.token_ids[count - 1],)), count
+
+    def until_length(self, count: int) -> tuple[Job, int]:
+        """The job that `max_new_tokens` stops after `count` ids."""
+        return Job(self.job.prompt_ids, replace(self.job.params, max_new_tokens=count)), count
 
 
 @cache
 def plain_text(family: str, attention: Attention, dtype: str, mode: str, length: int) -> Plain:
     """The first seeded prompt of this length whose plain text has a token new to it late enough."""
-    is_greedy = SamplingParams(**MODES[mode]).is_greedy  # type: ignore[arg-type]
     for seed in range(100):
         prompt = prompt_ids(length, seed)
-        job = Job(prompt, make_params(mode, seed, NUM_PLAIN))
-        if is_greedy:
+        params = SamplingParams(max_new_tokens=NUM_PLAIN, seed=seed, **MODES[mode])  # type: ignore[arg-type]
+        job = Job(prompt, params)
+        if params.is_greedy:
             token_ids = stock_greedy(family, dtype, mode, tuple(prompt))
         else:
             plain = run(target(family, dtype, attention), make_drafter("none"), [job])
             token_ids = tuple(plain[0].token_ids)
-        for count in range(_FIRST_STOP, _LAST_STOP):
-            if token_ids.index(token_ids[count - 1]) == count - 1:
-                return Plain(job, token_ids, count)
+        places = tuple(
+            count
+            for count in range(_FIRST_STOP, _LAST_STOP)
+            if token_ids.index(token_ids[count - 1]) == count - 1
+        )
+        if places:
+            return Plain(job, token_ids, places)
     raise AssertionError(f"no prompt of length {length} gives {family} a varied {mode} text")
-
-
-def make_params(mode: str, seed: int, max_new_tokens: int) -> SamplingParams:
-    return SamplingParams(max_new_tokens=max_new_tokens, seed=seed, **MODES[mode])  # type: ignore[arg-type]
 
 
 @cache

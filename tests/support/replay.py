@@ -100,6 +100,15 @@ def bushy(plant: Planter, depth: int) -> None:
         node = below
 
 
+def crowd(plant: Planter, depth: int) -> None:
+    """The right token behind so many wrong ones that any other draw hits one of them."""
+    node = 0
+    for d in range(1, depth + 1):
+        for offset in range(1, VOCAB_SIZE // 2):
+            plant.add(node, plant.wrong(d, offset))
+        node = plant.add(node, plant.right(d))
+
+
 def cut(plant: Planter, depth: int) -> None:
     """Nothing at all: a plain step between drafted ones."""
 
@@ -108,6 +117,7 @@ PLANS: tuple[tuple[Callable[[Planter, int], None], int], ...] = (
     (wrong_tail, 3),
     (all_wrong, 2),
     (among_siblings, 3),
+    (crowd, 2),
     (probes_only, 3),
     (right_chain, 4),
     (cut, 0),
@@ -143,6 +153,9 @@ class ReplayDrafter:
         plant = Planter(row.token_ids[-1], truth)
         if 0 < left <= _LAST_STRETCH:
             among_siblings(plant, left + _LOOK_BEYOND)
+        elif plant.root in truth[:4] and step >= len(PLANS) // 2:
+            # The leaf's draw repeats the root, which MSN's reference takes for one more draft.
+            right_chain(plant, truth.index(plant.root))
         else:
             plan, depth = PLANS[step % len(PLANS)]
             plan(plant, depth)
