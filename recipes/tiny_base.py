@@ -1,0 +1,319 @@
+"""Train the base: a language model on prompts and responses of all domains, with layer dropout.
+
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 recipes/tiny_base.py --data D --output O ...
+
+bf16 weights with fp32 masters; Muon for the hidden matrices, AdamW for the rest. Each rank takes
+every other micro-batch of one deterministic stream; gradients are summed once a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tiny_data import DOMAINS, read_domain
+from tiny_model import compile_for_training, new_model, token_losses
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from draftless.prompts import IGNORED_LABEL, PromptFormat
+from draftless.training.layer_dropout import LayerDropout
+
+MICRO_TOKENS = 2048
+ROW_LENGTHS = (40, 56, 88, 104, 128, 160, 200, 240, 288, 344, 448, 640, 1856)
+# Open text needs more than what follows a template.
+WEIGHTS = {
+    "math": 1.1, "sql": 0.7, "translation": 1.0, "code": 0.7,
+    "summarization": 1.1, "story": 1.0, "instruct": 1.2, "prose": 1.2,
+}  # fmt: skip
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each [B, T] int64
+
+
+def tokenize(
+    data: Path, split: str, tokenizer_path: Path, cache: Path
+) -> dict[str, list[np.ndarray]]:
+    """Documents of every domain as id arrays, cached on disk."""
+    file = cache / f"tokens-{split}.npz"
+    if not file.exists():
+        tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
+        arrays = {}
+        for domain in DOMAINS:
+            documents = [
+                prompt_format.encode_example(tokenizer, record)[0]
+                for record in read_domain(data, domain, split)
+            ]
+            arrays[domain] = np.concatenate(documents).astype(np.uint16)
+            arrays[f"{domain}_len"] = np.array([len(document) for document in documents])
+        temporary = file.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, **arrays)
+        temporary.replace(file)
+    loaded = np.load(file)
+    return {
+        domain: np.split(loaded[domain], np.cumsum(loaded[f"{domain}_len"])[:-1])
+        for domain in DOMAINS
+    }
+
+
+def document_stream(documents: dict[str, list[np.ndarray]], seed: int) -> Iterator[np.ndarray]:
+    """Endless documents, the domains kept to their share of tokens, each shuffled every epoch."""
+    generator = np.random.default_rng(seed)
+    queues: dict[str, list[int]] = {domain: [] for domain in documents}
+    emitted = dict.fromkeys(documents, 0.0)
+    while True:
+        domain = min(emitted, key=lambda name: emitted[name])
+        if not queues[domain]:
+            queues[domain] = list(generator.permutation(len(documents[domain])))
+        document = documents[domain][queues[domain].pop()][: ROW_LENGTHS[-1]]
+        emitted[domain] += len(document) / WEIGHTS[domain]
+        yield document
+
+
+def to_batch(rows: list[np.ndarray], length: int) -> Batch:
+    ids = torch.zeros(len(rows), length, dtype=torch.int64)
+    labels = torch.full((len(rows), length), IGNORED_LABEL)
+    for row, document in enumerate(rows):
+        ids[row, : len(document)] = torch.from_numpy(document.astype(np.int64))
+        labels[row, : len(document)] = ids[row, : len(document)]
+    return ids, labels
+
+
+def batch_stream(documents: Iterator[np.ndarray]) -> Iterator[Batch]:
+    """Micro-batches of rows of like length, of few shapes, because each shape is compiled."""
+    buckets: dict[int, list[np.ndarray]] = {length: [] for length in ROW_LENGTHS}
+    for document in documents:
+        length = next(limit for limit in ROW_LENGTHS if len(document) <= limit)
+        buckets[length].append(document)
+        if len(buckets[length]) == max(MICRO_TOKENS // length, 1):
+            yield to_batch(buckets[length], length)
+            buckets[length] = []
+
+
+def batch_losses(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:  # [B * T] fp32
+    ids, labels = batch
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    shifted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
+    return token_losses(hidden.flatten(0, 1), model.lm_head.weight, shifted.flatten())
+
+
+class MasterOptimizer:
+    """fp32 masters of a bf16 model: Muon for hidden matrices, AdamW for embeddings and norms.
+
+    Muon's iterations cost a fifth of a step, so each rank updates its share of the matrices and
+    the bf16 results are summed together; a rank's other masters are stale and unused.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, args: argparse.Namespace, rank: int, world: int
+    ) -> None:
+        self.params = list(model.parameters())
+        self.masters = [p.detach().float().clone().requires_grad_() for p in self.params]
+        names = [name for name, _ in model.named_parameters()]
+        matrices = [i for i, n in enumerate(names) if self.params[i].ndim == 2 and "embed" not in n]
+        self.mine = set(matrices[rank::world])
+        self.theirs = set(matrices) - self.mine
+        others = [m for i, m in enumerate(self.masters) if i not in set(matrices)]
+        mine = [self.masters[i] for i in sorted(self.mine)]
+        if args.optimizer == "muon":
+            self.optimizers: list[torch.optim.Optimizer] = [
+                torch.optim.Muon(
+                    mine, lr=args.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+                )
+            ]
+        else:
+            self.optimizers = [
+                torch.optim.AdamW(mine, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+            ]
+        self.optimizers.append(
+            torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        )
+        self.base_lrs = [group["lr"] for o in self.optimizers for group in o.param_groups]
+
+    def step(self, num_targets: int, lr_scale: float) -> float:
+        """Sum gradients over ranks, clip, update; returns the gradient norm."""
+        flat = torch.cat(
+            [
+                (torch.zeros_like(p) if p.grad is None else p.grad).float().flatten()
+                for p in self.params
+            ]
+        )
+        if dist.is_initialized():
+            dist.all_reduce(flat)
+        flat /= num_targets
+        norm = flat.norm().item()
+        flat *= min(1.0, 1.0 / (norm + 1e-6))
+        sizes = [m.numel() for m in self.masters]
+        for index, grad in enumerate(flat.split(sizes)):
+            if index not in self.theirs:
+                self.masters[index].grad = grad.view_as(self.masters[index])
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group, lr in zip(groups, self.base_lrs, strict=True):
+            group["lr"] = lr * lr_scale
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.publish()
+        return norm
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Write the masters to the bf16 weights of all ranks."""
+        for index, (parameter, master) in enumerate(zip(self.params, self.masters, strict=True)):
+            parameter.grad = None
+            if index in self.theirs:
+                parameter.zero_()
+            else:
+                parameter.copy_(master)
+        if self.theirs:
+            shared = [self.params[i] for i in sorted(self.mine | self.theirs)]
+            flat = torch.cat([parameter.flatten() for parameter in shared])
+            dist.all_reduce(flat)
+            for parameter, values in zip(
+                shared, flat.split([p.numel() for p in shared]), strict=True
+            ):
+                parameter.copy_(values.view_as(parameter))
+
+    def state_dict(self) -> dict[str, object]:
+        return {"masters": self.masters, "optimizers": [o.state_dict() for o in self.optimizers]}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        with torch.no_grad():
+            for master, saved in zip(self.masters, state["masters"], strict=True):
+                master.copy_(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.publish()
+
+
+def newest_state(output: Path, world: int) -> int | None:
+    """The last step that every rank has saved."""
+    steps = [int(file.name.split("-")[1]) for file in output.glob("state-*-0.pt")]
+    whole = [s for s in steps if all((output / f"state-{s}-{r}.pt").exists() for r in range(world))]
+    return max(whole, default=None)
+
+
+def save_state(masters: MasterOptimizer, output: Path, step: int, rank: int) -> None:
+    temporary = output / f"state-{rank}.tmp"
+    torch.save(masters.state_dict(), temporary)
+    temporary.replace(output / f"state-{step}-{rank}.pt")
+    for file in output.glob(f"state-*-{rank}.pt"):
+        if int(file.name.split("-")[1]) < step - 200:
+            file.unlink()
+
+
+def lr_scale(step: int, num_steps: int) -> float:
+    """Linear warm-up, constant, then linear to nothing over the second half."""
+    num_warmup = max(10, num_steps // 25)
+    return min((step + 1) / num_warmup, 1.0, 2.0 * (num_steps - step) / num_steps)
+
+
+@torch.no_grad()
+def evaluate(
+    model: LlamaForCausalLM, documents: dict[str, list[np.ndarray]], count: int
+) -> dict[str, float]:
+    """Mean loss per token of every domain's first `count` documents."""
+    losses = {}
+    for domain, rows in documents.items():
+        total = tokens = 0.0
+        for row in rows[:count]:
+            length = next(limit for limit in ROW_LENGTHS if len(row) <= limit)
+            batch = to_batch([row], length)
+            ids, labels = batch
+            logits = model(input_ids=ids[:, : len(row)]).logits.float()
+            total += torch.nn.functional.cross_entropy(
+                logits[0, :-1], labels[0, 1 : len(row)], reduction="sum"
+            ).item()
+            tokens += len(row) - 1
+        losses[domain] = total / tokens
+    return losses
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--micro-batches", type=int, default=8, help="per step, over all ranks")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--muon-lr", type=float, default=4e-3)
+    parser.add_argument("--layer-dropout", type=float, default=0.4)
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--valid-documents", type=int, default=50, help="per domain")
+    parser.add_argument("--stop-at", type=int, help="end early (a test of resuming)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
+    args.output.mkdir(parents=True, exist_ok=True)
+    cache = args.tokenizer.parent
+    train = tokenize(args.data, "train", args.tokenizer, cache)
+    valid = tokenize(args.data, "valid", args.tokenizer, cache)
+
+    model = new_model(seed=0).to(torch.bfloat16)
+    masters = MasterOptimizer(model, args, rank, world)
+    first = newest_state(args.output, world) or 0
+    if first:
+        masters.load_state_dict(
+            torch.load(args.output / f"state-{first}-{rank}.pt", weights_only=True)
+        )
+    compile_for_training(model)
+    dropout = LayerDropout(model.model.layers, args.layer_dropout)
+
+    batches = batch_stream(document_stream(train, seed=0))
+    for _ in range(first * args.micro_batches):
+        next(batches)
+    log = (args.output / "log.jsonl").open("a") if rank == 0 else None
+    begun, seen = time.perf_counter(), 0
+    for step in range(first, args.stop_at or args.steps):
+        # Sorted by row length, neighbours cost alike, so the ranks finish together.
+        chosen = sorted(
+            (next(batches) for _ in range(args.micro_batches)), key=lambda b: b[0].shape[1]
+        )
+        num_targets = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in chosen)
+        loss_sum = torch.zeros(())
+        with dropout.skipped(step):
+            for batch in chosen[rank::world]:
+                loss = batch_losses(model, batch).sum()
+                loss.backward()
+                loss_sum += loss.detach()
+        if world > 1:
+            dist.all_reduce(loss_sum)
+        norm = masters.step(num_targets, lr_scale(step, args.steps))
+        seen += num_targets
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save_state(masters, args.output, step + 1, rank)
+        if log:
+            row = {"step": step, "loss": loss_sum.item() / num_targets, "norm": norm, "tokens": seen,
+                   "time_s": round(time.perf_counter() - begun, 1)}  # fmt: skip
+            print(json.dumps(row), file=log, flush=True)
+    if log and step + 1 == args.steps:
+        model.set_attn_implementation("sdpa")
+        for module in model.modules():
+            module._compiled_call_impl = None
+        losses = evaluate(model, valid, count=args.valid_documents)
+        print(
+            json.dumps({"valid": losses, "mean": sum(losses.values()) / len(losses)}),
+            file=log,
+            flush=True,
+        )
+        model.save_pretrained(args.output / "model")
+        AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.output / "model")
+    if world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

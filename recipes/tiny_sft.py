@@ -1,0 +1,230 @@
+"""Fine-tune the base on responses: MSN (branch or inline) or the plain control.
+
+    OMP_NUM_THREADS=1 python recipes/tiny_sft.py --mode branch --base runs/tiny/base/model ...
+
+All modes see the same documents in the same order and the same number of clean tokens a step; they
+differ in the noise alone. Rows are packed to few shapes, because each shape is compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny_base import WEIGHTS, MasterOptimizer, newest_state, save_state
+from tiny_data import DOMAINS, read_domain
+from tiny_model import compile_for_training, token_losses
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from draftless.prompts import IGNORED_LABEL, PromptFormat
+from draftless.training.branches import BranchRow, branch_mask
+from draftless.training.noise_collator import branch_row
+from draftless.training.noise_runs import NoisePlanner, NoiseSettings
+
+ROW_LENGTHS = (512, 1024, 2048)
+ROWS_PER_MICRO_BATCH = {512: 4, 1024: 2, 2048: 1}
+
+Document = tuple[list[int], list[int]]  # ids and labels
+
+
+def read_documents(data: Path, split: str, tokenizer_path: Path) -> dict[str, list[Document]]:
+    """Documents of every domain with labels on the responses."""
+    tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
+    return {
+        domain: [
+            prompt_format.encode_example(tokenizer, record)
+            for record in read_domain(data, domain, split)
+        ]
+        for domain in DOMAINS
+    }
+
+
+def document_stream(
+    documents: dict[str, list[Document]], seed: int
+) -> Iterator[tuple[Document, int]]:
+    """Endless documents and their epoch, the domains kept to their share of response tokens."""
+    generator = np.random.default_rng(seed)
+    queues: dict[str, list[int]] = {domain: [] for domain in documents}
+    epochs = dict.fromkeys(documents, -1)
+    emitted = dict.fromkeys(documents, 0.0)
+    while True:
+        domain = min(emitted, key=lambda name: emitted[name])
+        if not queues[domain]:
+            queues[domain] = list(generator.permutation(len(documents[domain])))
+            epochs[domain] += 1
+        ids, labels = documents[domain][queues[domain].pop()]
+        # Prompts cost time but teach little: count them for a part.
+        num_targets = sum(label != IGNORED_LABEL for label in labels)
+        emitted[domain] += (num_targets + 0.25 * (len(ids) - num_targets)) / WEIGHTS[domain]
+        if len(ids) <= 1400:  # with its blocks it must fit the longest row
+            yield (ids, labels), epochs[domain]
+
+
+def step_stream(
+    documents: Iterator[tuple[Document, int]], clean_tokens: int
+) -> Iterator[list[tuple[Document, int]]]:
+    """The documents of every step: as many as reach `clean_tokens`."""
+    step, tokens = [], 0
+    for item in documents:
+        step.append(item)
+        tokens += len(item[0][0])
+        if tokens >= clean_tokens:
+            yield step
+            step, tokens = [], 0
+
+
+def pack(
+    items: list[tuple[Document, int]], planner: NoisePlanner, pad_id: int
+) -> list[list[BranchRow]]:
+    """Micro-batches of rows of equal length that hold the documents and their noise."""
+    rows = []
+    for (ids, labels), epoch in items:
+        runs = planner.plan(ids, labels, epoch)
+        if planner.settings.mode == "inline" and runs:
+            run = runs[0]
+            ids = [*ids[: run.start], *run.token_ids, *ids[run.start + len(run.token_ids) :]]
+            runs = []
+        rows.append((ids, labels, runs, len(ids) + sum(len(run.token_ids) for run in runs)))
+    bins: dict[int, list[tuple[int, list]]] = {length: [] for length in ROW_LENGTHS}
+    for item in sorted(rows, key=lambda item: -item[3]):
+        length = next(limit for limit in ROW_LENGTHS if item[3] <= limit)
+        for index, (free, members) in enumerate(bins[length]):
+            if item[3] <= free:
+                bins[length][index] = (free - item[3], [*members, item])
+                break
+        else:
+            bins[length].append((length - item[3], [item]))
+    micro_batches = []
+    for length, contents in bins.items():
+        built = [build_row(members, length, pad_id) for _, members in contents]
+        size = ROWS_PER_MICRO_BATCH[length]
+        micro_batches += [built[i : i + size] for i in range(0, len(built), size)]
+    return micro_batches
+
+
+def build_row(members: list, length: int, pad_id: int) -> BranchRow:
+    row, offsets, block = BranchRow(), [], 0
+    for number, (ids, labels, _, _) in enumerate(members):
+        offsets.append(len(row))
+        row.add_document(ids, labels, number)
+    for number, (_, labels, runs, _) in enumerate(members):
+        for run in runs:
+            row.add_block(run, labels, number, offsets[number], block)
+            block += 1
+    row.add_padding(length - len(row), pad_id)
+    return row
+
+
+def micro_batch_losses(
+    model: LlamaForCausalLM, rows: list[BranchRow]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of every target `[N]` fp32, and whether its place is noise `[N]` bool."""
+    mask = torch.zeros(1, dtype=torch.bfloat16).expand(branch_mask(rows).shape)
+    mask = mask.masked_fill(~branch_mask(rows), float("-inf"))
+    hidden = model.model(
+        input_ids=torch.tensor([row.ids for row in rows]),
+        position_ids=torch.tensor([row.positions for row in rows]),
+        attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state.flatten(0, 1)
+    targets = torch.tensor([row.targets for row in rows]).flatten()
+    is_noise = torch.tensor([row.blocks for row in rows]).flatten() >= 0
+    # Half of the places have no target; a head of few sizes is compiled few times.
+    places = (targets != IGNORED_LABEL).nonzero().flatten()
+    size = -(-len(places) // 256) * 256
+    places = torch.cat([places, places.new_zeros(size - len(places))])
+    chosen = targets[places]
+    chosen[(targets != IGNORED_LABEL).sum() :] = IGNORED_LABEL
+    losses = token_losses(hidden[places], model.lm_head.weight, chosen)
+    return losses, is_noise[places]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mode", choices=("branch", "inline", "plain"), required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
+    parser.add_argument("--length", type=int, default=5)
+    parser.add_argument("--spacing", type=int, default=6)
+    parser.add_argument("--noise-weight", type=float, default=1.0)
+    parser.add_argument("--optimizer", default="muon")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--muon-lr", type=float, default=2.5e-3)
+    parser.add_argument("--save-every", type=int, default=100)
+    return parser.parse_args()
+
+
+def make_planner(args: argparse.Namespace, special_ids: list[int]) -> NoisePlanner:
+    settings = NoiseSettings(
+        mode="inline" if args.mode == "inline" else "branch",
+        length=args.length,
+        spacing=args.spacing,
+        clean_share=1.0 if args.mode == "plain" else 0.0,
+    )
+    return NoisePlanner(settings, frozenset(special_ids))
+
+
+def main() -> None:
+    args = parse_args()
+    torch.set_num_threads(1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(args.base)
+    documents = read_documents(args.data, "train", args.base)
+    planner = make_planner(args, tokenizer.all_special_ids)
+
+    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.bfloat16).train()
+    masters = MasterOptimizer(model, args, rank=0, world=1)
+    first = newest_state(args.output, world=1) or 0
+    if first:
+        masters.load_state_dict(torch.load(args.output / f"state-{first}-0.pt", weights_only=True))
+    compile_for_training(model)
+
+    steps = step_stream(document_stream(documents, seed=1), args.clean_tokens)
+    for _ in range(first):
+        next(steps)
+    log = (args.output / "log.jsonl").open("a")
+    begun, clean_tokens = time.perf_counter(), 0
+    for step in range(first, args.steps):
+        items = next(steps)
+        clean_tokens += sum(len(ids) for (ids, _), _ in items)
+        micro_batches = pack(items, planner, tokenizer.pad_token_id)
+        num_clean = sum(
+            sum(t != IGNORED_LABEL and b < 0 for t, b in zip(row.targets, row.blocks, strict=True))
+            for rows in micro_batches
+            for row in rows
+        )
+        sums, counts = torch.zeros(2), torch.zeros(2)
+        for rows in micro_batches:
+            losses, is_noise = micro_batch_losses(model, rows)
+            weights = torch.where(is_noise, args.noise_weight, 1.0)
+            (losses * weights).sum().backward()
+            for kind, chosen in enumerate((~is_noise, is_noise)):
+                sums[kind] += losses.detach()[chosen].sum()
+                counts[kind] += int((losses.detach()[chosen] > 0).sum())
+        scale = min(1.0, (step + 1) / 30) * (args.steps - step) / args.steps
+        norm = masters.step(num_clean, scale)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save_state(masters, args.output, step + 1, rank=0)
+            if step + 1 < args.steps:
+                model.save_pretrained(args.output / "model")
+                tokenizer.save_pretrained(args.output / "model")
+        means = (sums / counts.clamp(min=1)).tolist()
+        row = {"step": step, "clean": means[0], "noise": means[1], "norm": norm, "tokens": clean_tokens,
+               "noised": int(counts[1]), "targets": num_clean,
+               "time_s": round(time.perf_counter() - begun, 1)}  # fmt: skip
+        print(json.dumps(row), file=log, flush=True)
+    model.save_pretrained(args.output / "model")
+    tokenizer.save_pretrained(args.output / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Training records: JSONL files (plain or gzip), folders of them, or Hugging Face data sets."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, cast
+
+from draftless.errors import InputError
+from draftless.prompts import IGNORED_LABEL, PromptFormat, Record
+
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def read_records(source: str | Path, split: str = "train") -> list[Record]:
+    """Records with `prompt` and `response`, or with chat `messages`.
+
+    Args:
+        source: a JSONL file (may be gzip), a folder, or the name of a Hugging Face data set. Of a
+            folder's JSONL files those count whose name begins with the split, all if none does;
+            subfolders count too. A folder without JSONL files is left to `datasets`.
+        split: part of the data.
+
+    Raises:
+        InputError: nothing to read, or a broken record (with file and line).
+    """
+    path = Path(source)
+    if path.is_file():
+        records = list(_read_jsonl(path))
+    elif path.is_dir() and (files := _split_files(path, split)):
+        records = [record for file in files for record in _read_jsonl(file)]
+    elif path.suffix in (".jsonl", ".json", ".gz"):
+        raise InputError(f"{source} does not exist")
+    else:
+        records = list(_read_hugging_face(str(source), split))
+    if not records:
+        raise InputError(f"{source} has no records (split {split!r})")
+    return records
+
+
+def encode_records(
+    records: Iterable[Record], tokenizer: Any, prompt_format: PromptFormat, max_len: int
+) -> list[dict[str, list[int]]]:
+    """Documents of `input_ids` and `labels`.
+
+    Args:
+        records: from `read_records`.
+        tokenizer: of `transformers`.
+        prompt_format: how prompt and response are joined.
+        max_len: longer documents are cut at their end.
+
+    Raises:
+        InputError: a record that the format cannot encode, or no record has a response in reach.
+    """
+    documents = []
+    for number, record in enumerate(records, start=1):
+        try:
+            ids, labels = prompt_format.encode_example(tokenizer, record)
+        except InputError as error:
+            raise InputError(f"record {number}: {error}") from error
+        ids, labels = ids[:max_len], labels[:max_len]
+        if any(label != IGNORED_LABEL for label in labels[1:]):
+            documents.append({"input_ids": ids, "labels": labels})
+    if not documents:
+        raise InputError(
+            f"no record has a response token within {max_len} tokens; raise --max-length"
+        )
+    return documents
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    files = sorted(f for f in folder.rglob("*") if f.name.endswith(_SUFFIXES) and f.is_file())
+    return [file for file in files if file.name.startswith(split)] or files
+
+
+def _read_jsonl(path: Path) -> Iterator[Record]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with cast("IO[str]", opener(path, "rt", encoding="utf-8")) as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _parse(line, f"{path}:{number}")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _parse(line: str, place: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON: {error}") from error
+    return _check(record, place)
+
+
+def _check(record: Any, place: str) -> Record:
+    if not isinstance(record, dict):
+        raise InputError(f"{place}: a record is a JSON object, not {type(record).__name__}")
+    if "messages" in record:
+        messages = record["messages"]
+        is_good = isinstance(messages, Sequence) and all(
+            isinstance(m, dict) and "role" in m and "content" in m for m in messages
+        )
+        if not is_good or not messages:
+            raise InputError(f"{place}: 'messages' is a list of objects with 'role' and 'content'")
+    elif not (isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)):
+        raise InputError(
+            f"{place}: a record needs the strings 'prompt' and 'response', or a list 'messages'; "
+            f"this one has {sorted(map(str, record))}"
+        )
+    return record
+
+
+def _read_hugging_face(name: str, split: str) -> Iterator[Record]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"{name} is no file or folder of JSONL; to read Hugging Face data sets: "
+            "pip install 'draftless[train]'"
+        ) from error
+    try:
+        dataset = (
+            datasets.load_from_disk(name)
+            if (Path(name) / "dataset_info.json").exists()
+            or (Path(name) / "dataset_dict.json").exists()
+            else datasets.load_dataset(name, split=split)
+        )
+    except Exception as error:  # noqa: BLE001 - the library raises anything, also on no network
+        raise InputError(f"cannot load the data set {name!r}: {error}") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise InputError(f"{name} has no split {split!r}; it has {sorted(dataset)}")
+        dataset = dataset[split]
+    for number, record in enumerate(dataset):
+        yield _check(dict(record), f"{name}[{number}]")
