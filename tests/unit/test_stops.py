@@ -1,0 +1,176 @@
+"""Stops per token, and text that is safe to show."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from draftless.engine import stops as module
+from draftless.engine.stops import StopChecker, TextDecoder
+from draftless.errors import ConfigError
+from draftless.params import SamplingParams
+from draftless.types import Row
+from support.tokens import byte_ids, byte_tokenizer
+
+CPU = torch.device("cpu")
+PROMPT = [65, 66]
+
+
+def make_checker(
+    eos: Sequence[int] = (), max_positions: int | None = None, **options: Any
+) -> StopChecker:
+    row = Row(0, PROMPT, SamplingParams(**options), None)
+    return StopChecker(row, eos, byte_tokenizer(), max_positions, CPU)
+
+
+def push_all(checker: StopChecker, ids: Sequence[int]) -> tuple[int, str | None]:
+    """Push until there is a reason: how many ids were taken, and the reason."""
+    for count, token_id in enumerate(ids, start=1):
+        reason = checker.push(token_id)
+        if reason:
+            return count, reason
+    return len(ids), None
+
+
+def final_text(checker: StopChecker) -> str:
+    checker.take_text(is_last=True)
+    return checker.text
+
+
+# --- stop strings ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "say "), (True, "say hello")])
+def test_a_stop_string_over_several_tokens(include: bool, text: str) -> None:
+    checker = make_checker(stop="hello", include_stop=include)
+    assert push_all(checker, byte_ids("say hello there")) == (9, "stop")
+    assert final_text(checker) == text
+
+
+def test_a_stop_string_that_ends_inside_a_token() -> None:
+    """`hell` is one token; the text is cut inside it, the ids are not."""
+    checker = make_checker(stop="he")
+    ids = byte_tokenizer()("a hello").input_ids
+    count, reason = push_all(checker, ids)
+    assert reason == "stop"
+    assert byte_tokenizer().decode(ids[:count]) == "a hell"
+    assert final_text(checker) == "a "
+
+
+def test_the_first_of_several_stop_strings_cuts() -> None:
+    checker = make_checker(stop=["ell", "hell"], max_new_tokens=50)
+    assert push_all(checker, byte_tokenizer()("hell").input_ids) == (1, "stop")
+    assert final_text(checker) == ""
+
+
+def test_a_stop_string_in_the_prompt_does_not_count() -> None:
+    checker = make_checker(stop=byte_tokenizer().decode(PROMPT) + "x")
+    assert push_all(checker, byte_ids("x")) == (1, None)
+
+
+def test_a_stop_string_needs_a_tokenizer() -> None:
+    row = Row(0, PROMPT, SamplingParams(stop="x"), None)
+    with pytest.raises(ConfigError, match="needs a tokenizer"):
+        StopChecker(row, (), None, None, CPU)
+
+
+def test_a_special_token_as_stop_string_is_an_id() -> None:
+    checker = make_checker(stop="<turn>")
+    turn = byte_tokenizer().convert_tokens_to_ids("<turn>")
+    assert push_all(checker, [*byte_ids("ab"), turn, *byte_ids("c")]) == (3, "stop")
+    assert final_text(checker) == "ab"
+
+
+# --- text --------------------------------------------------------------------------------------
+
+TEXTS = ["plain", "naïve café", "日本語 €5", "👩‍🚀 to the moon", "  spaces   and\nlines ", "�"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_join_to_the_whole(text: str) -> None:
+    for ids in (byte_ids(text), byte_tokenizer()(text).input_ids):
+        decoder = TextDecoder(byte_tokenizer())
+        pieces = [decoder.push([i]) for i in ids]
+        pieces.append(decoder.push([], is_last=True))
+        assert "".join(pieces) == text == byte_tokenizer().decode(ids)
+
+
+def test_an_unfinished_character_waits() -> None:
+    decoder = TextDecoder(byte_tokenizer())
+    assert [decoder.push([i]) for i in byte_ids("a€b")] == ["a", "", "", "€", "b"]
+
+
+def test_an_unfinished_character_shows_at_the_end() -> None:
+    checker = make_checker(max_new_tokens=2)
+    assert push_all(checker, byte_ids("€")) == (2, "length")
+    assert checker.take_text(is_last=False) == ""
+    assert final_text(checker) == "\ufffd"
+
+
+def test_text_that_may_begin_a_stop_is_held_back() -> None:
+    checker = make_checker(stop=["abc", "xy"])
+    shown = []
+    for token_id in byte_ids("qababdx"):
+        assert checker.push(token_id) is None
+        shown.append(checker.take_text(is_last=False))
+    assert shown == ["q", "", "", "ab", "", "abd", ""]
+    assert checker.take_text(is_last=True) == "x"
+
+
+def test_held_back_text_is_dropped_with_the_stop() -> None:
+    checker = make_checker(stop="abc")
+    shown = []
+    for token_id in byte_ids("qabc"):
+        reason = checker.push(token_id)
+        shown.append(checker.take_text(is_last=reason is not None))
+    assert shown == ["q", "", "", ""]
+    assert checker.text == "q"
+
+
+# --- other stops -------------------------------------------------------------------------------
+
+
+def test_every_id_of_an_eos_list_stops() -> None:
+    for eos in (7, 9):
+        assert push_all(make_checker(eos=(7, 9)), [1, 2, eos, 3]) == (3, "stop")
+    assert push_all(make_checker(eos=(7, 9), ignore_eos=True), [1, 7, 9]) == (3, None)
+
+
+def test_the_limit_of_tokens_and_the_context() -> None:
+    assert push_all(make_checker(max_new_tokens=3), range(9)) == (3, "length")
+    full = make_checker(max_new_tokens=30, max_positions=len(PROMPT) + 4)
+    assert full.num_left == 4
+    assert push_all(full, range(9)) == (4, "length")
+
+
+def test_an_eos_at_the_limit_is_a_stop() -> None:
+    assert push_all(make_checker(eos=(7,), max_new_tokens=2), [1, 7]) == (2, "stop")
+
+
+def test_the_users_criteria_see_prompt_and_output() -> None:
+    seen: list[list[int]] = []
+
+    def criterion(ids: torch.Tensor, _scores: Any) -> torch.Tensor:
+        seen.append(ids[0].tolist())
+        return torch.tensor([ids.shape[1] == 4])
+
+    checker = make_checker(stopping_criteria=[lambda *_: False, criterion])
+    assert push_all(checker, [5, 6, 7]) == (2, "criteria")
+    assert seen == [[*PROMPT, 5], [*PROMPT, 5, 6]]
+
+
+def test_time_runs_out_at_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100.0, 10.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    checker = make_checker(max_time_s=25.0)
+    assert push_all(checker, range(9)) == (3, "time")
+
+
+def test_without_a_tokenizer_there_is_no_text() -> None:
+    checker = StopChecker(Row(0, PROMPT, SamplingParams(), None), (7,), None, None, CPU)
+    assert push_all(checker, [1, 7]) == (2, "stop")
+    assert final_text(checker) == ""
