@@ -81,7 +81,7 @@ def test_python_snippets_run(page: str, source: str) -> None:
         [sys.executable, "-c", source],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert result.returncode == 0, result.stderr

@@ -69,7 +69,7 @@ def run(
         [sys.executable, "-m", "draftless", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
     )
@@ -198,7 +198,7 @@ def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:
     assert process.stdout is not None
     process.stdout.read(1)  # the stream has begun
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert b"Traceback" not in out + err
 
