@@ -36,7 +36,13 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 
 
 def shell_lines(program: str) -> Iterator[str]:
-    """Lines of shell blocks that call `program`, and inline code that does."""
+    """Calls of `program` in shell blocks and inline code of the pages, and in the help texts."""
+    for module in (ROOT / "src" / "draftless" / "cli").glob("*.py"):
+        source = module.read_text()
+        yield from (
+            s for line in source.splitlines() if (s := line.strip()).startswith(f"{program} ")
+        )
+        yield from re.findall(rf"(?<!`)`({program} [^`\n]+)`(?!`)", source)
     for _, block in blocks("", "sh", "bash"):
         for line in block.splitlines():
             command = line.split("  #")[0].strip()

@@ -10,6 +10,7 @@ import typer
 from draftless.cli.common import fail
 from draftless.cli.demo import demo
 from draftless.cli.generate import generate
+from draftless.cli.train import train_app
 from draftless.errors import DraftlessError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(demo)
+app.add_typer(train_app, name="train")
 
 
 def _print_version(is_wanted: bool) -> None:
