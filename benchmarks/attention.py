@@ -41,9 +41,7 @@ def median_ms(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str,
 def measure(width: int, cached: int, repeats: int) -> dict[str, float | int]:
     """One shape, all implementations, in the same process."""
     context = cached + width
-    module = SimpleNamespace(
-        num_key_value_groups=HEADS // KV_HEADS, is_causal=True, training=False
-    )
+    module = SimpleNamespace(num_key_value_groups=HEADS // KV_HEADS, is_causal=True, training=False)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, heads, length, HEAD_DIM, generator=generator).bfloat16()
@@ -82,7 +80,7 @@ def main() -> None:
     result = {"unit": "ms", "rows": rows, "provenance": collect_provenance()}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     for row in rows:
-        print(row)  # noqa: T201 - a script's output
+        print(row)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,8 @@ def main() -> None:
         "paths": [["".join(map(str, p)), n / num_steps] for p, n in counts.most_common(100)],
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(lengths, indent=1))  # noqa: T201 - a script's output
-    print(" ".join(word for word, _ in result["paths"]))  # noqa: T201 - a script's output
+    print(json.dumps(lengths, indent=1))
+    print(" ".join(word for word, _ in result["paths"]))
 
 
 if __name__ == "__main__":

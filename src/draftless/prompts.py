@@ -133,7 +133,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, is_complete:
         ids = tokenizer.apply_chat_template(
             list(messages), tokenize=True, add_generation_prompt=not is_complete, return_dict=False
         )
-    except Exception as error:  # noqa: BLE001 - a template is a foreign program; it may raise anything
+    except Exception as error:
         raise InputError(f"the chat template refuses these messages: {error}") from error
     return list(ids)
 

@@ -94,6 +94,20 @@ def branch_mask(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, 1, N, N] bool
     return mask[:, None]
 
 
+def noise_depths(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
+    """Place of each noise token within its block, from 1 on; 0 for clean tokens and padding."""
+    depths = []
+    for row in rows:
+        line: list[int] = []
+        previous = -1
+        for block in row.blocks:
+            same = block >= 0 and block == previous
+            line.append(0 if block < 0 else line[-1] + 1 if same else 1)
+            previous = block
+        depths.append(line)
+    return torch.tensor(depths)
+
+
 def branch_batch(rows: Sequence[BranchRow]) -> dict[str, torch.Tensor]:
     """Tensors of rows of equal length N: ids, positions, mask and shifted labels.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from draftless.errors import InputError
+from draftless.noise import hash_ids
 from draftless.prompts import IGNORED_LABEL, PromptFormat, Record
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -70,6 +71,16 @@ def encode_records(
     return documents
 
 
+def hold_back(
+    documents: Sequence[dict[str, list[int]]], share: float, seed: int
+) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
+    """Split documents for training and evaluation by the hash of their ids, so stably."""
+    limit = int(share * 2**64)
+    is_held = [hash_ids(seed, ids=document["input_ids"]) < limit for document in documents]
+    pairs = list(zip(documents, is_held, strict=True))
+    return [d for d, held in pairs if not held], [d for d, held in pairs if held]
+
+
 def _split_files(folder: Path, split: str) -> list[Path]:
     files = sorted(f for f in folder.rglob("*") if f.name.endswith(_SUFFIXES) and f.is_file())
     return [file for file in files if file.name.startswith(split)] or files
@@ -127,7 +138,7 @@ def _read_hugging_face(name: str, split: str) -> Iterator[Record]:
             or (Path(name) / "dataset_dict.json").exists()
             else datasets.load_dataset(name, split=split)
         )
-    except Exception as error:  # noqa: BLE001 - the library raises anything, also on no network
+    except Exception as error:  # the library raises anything, also on no network
         raise InputError(f"cannot load the data set {name!r}: {error}") from error
     if isinstance(dataset, datasets.DatasetDict):
         if split not in dataset:

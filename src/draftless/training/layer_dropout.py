@@ -71,7 +71,7 @@ class LayerDropout:
     @contextmanager
     def skipped(self, step: int) -> Iterator[None]:
         """Leave out the sub-layers of `step` until the block ends, also after an error."""
-        saved = [(layer.self_attn, layer.mlp) for layer in self._layers]
+        saved = [(layer._modules["self_attn"], layer._modules["mlp"]) for layer in self._layers]
         try:
             for layer, (attention, mlp) in zip(self._layers, self.choose(step), strict=True):
                 # nn.Module.__setattr__ would keep registering modules; a dict entry is enough.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from draftless.training.branches import BranchRow, branch_batch
+from draftless.training.branches import BranchRow, branch_batch, noise_depths
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 from draftless.training.packing import PaddingCollator
 
@@ -39,12 +39,15 @@ class NoiseCollator:
         planner: decides where noise goes.
         pad_id: fills rows in branch mode.
         epoch: of the run.
+        adds_depths: branch mode adds `noise_depths` (`branches.noise_depths`) to the batch, for
+            whoever weighs or counts noise targets; models do not take it.
     """
 
     inner: Collator
     planner: NoisePlanner
     pad_id: int
     epoch: int = 0
+    adds_depths: bool = False
 
     @classmethod
     def from_tokenizer(
@@ -98,7 +101,8 @@ class NoiseCollator:
         width = max(len(row) for row in rows) + 1
         for row in rows:
             row.add_padding(width - len(row), self.pad_id)
-        return branch_batch(rows)
+        extra = {"noise_depths": noise_depths(rows)} if self.adds_depths else {}
+        return {**branch_batch(rows), **extra}
 
 
 def branch_row(
@@ -135,7 +139,7 @@ def documents(batch: Batch, row: int) -> Iterator[tuple[int, list[int], list[int
         yield begin, ids[begin:end].tolist(), labels[begin:end].tolist()
 
 
-class NoiseEpochs(TrainerCallback):  # type: ignore[misc] # transformers is untyped
+class NoiseEpochs(TrainerCallback):
     """Tells the collator which epoch begins, so that every epoch draws new noise."""
 
     def __init__(self, collator: NoiseCollator) -> None:

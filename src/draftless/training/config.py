@@ -1,0 +1,215 @@
+"""`TrainConfig`: every option of a training run, from a YAML file and flags; presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from draftless.errors import ConfigError
+from draftless.noise import NoiseSource
+from draftless.training.noise_runs import NoiseMode, NoiseSettings
+
+Dtype = Literal["bfloat16", "float32"]
+Format = Literal["auto", "plain", "chat"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of `draftless train msn`. Lengths are tokens.
+
+    Attributes:
+        model: checkpoint folder or hub id to start from.
+        data: JSONL file, folder of such, or Hugging Face dataset name.
+        output: folder that the trained model is written to.
+        eval_data: data to evaluate on; None holds `eval_share` of `data` back.
+        eval_share: share of the records held back where there is no `eval_data`.
+        split: split of a dataset, and name of the files in a folder that has several.
+        format: how prompt and response are joined; `auto` takes the chat template for messages.
+        suffix: stands between prompt and response (`plain`).
+        mode: `branch` hangs noise beside the clean sequence; `inline` is the paper's.
+        noise_length: noise tokens in a run.
+        max_noise_length: None, or lengths are drawn between `noise_length` and this.
+        noise_source: draw noise from the `prefix` or from the whole `vocabulary`.
+        clean_share: share of documents without noise; 1 is plain supervised fine-tuning.
+        spacing: `branch`: one block for this many response tokens.
+        noise_weight: `branch`: weight of a noise target in the loss; a clean one has 1.
+        max_length: longest document; longer ones are cut.
+        row_length: documents are packed into rows of this length; 0 pads instead.
+        epochs: passes over the data; `max_steps` stops earlier.
+        max_steps: optimizer steps, or None.
+        batch_size: rows per step and process, before `accumulate`.
+        accumulate: batches per optimizer step.
+        lr: peak learning rate.
+        warmup_share: share of the steps that warm up; a cosine to zero follows.
+        weight_decay: of AdamW.
+        dtype: `bfloat16` computes in bf16 on fp32 weights; `float32` repeats bit for bit.
+        eval_every: steps between evaluations.
+        save_every: steps between checkpoints.
+        log_every: steps between lines of the log.
+        eval_records: most records that an evaluation reads.
+        seed: of everything random.
+        lora: train low-rank adapters and merge them at the end.
+        lora_rank: their rank.
+        from_scratch: None, or changes to the model's configuration; then its weights are random.
+    """
+
+    model: str
+    data: str
+    output: str
+    eval_data: str | None = None
+    eval_share: float = 0.02
+    split: str = "train"
+    format: Format = "auto"
+    suffix: str = "\n"
+    mode: NoiseMode = "branch"
+    noise_length: int = 5
+    max_noise_length: int | None = None
+    noise_source: NoiseSource = "prefix"
+    clean_share: float = 0.0
+    spacing: int = 6
+    noise_weight: float = 1.0
+    max_length: int = 2048
+    row_length: int = 2048
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 4
+    accumulate: int = 1
+    lr: float = 2e-5
+    warmup_share: float = 0.03
+    weight_decay: float = 0.0
+    dtype: Dtype = "bfloat16"
+    eval_every: int = 200
+    save_every: int = 200
+    log_every: int = 10
+    eval_records: int = 200
+    seed: int = 0
+    lora: bool = False
+    lora_rank: int = 16
+    from_scratch: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        least: dict[str, float] = {
+            "noise_length": 1, "spacing": 1, "max_length": 8, "row_length": 0, "batch_size": 1,
+            "accumulate": 1, "eval_every": 1, "save_every": 1, "log_every": 1, "eval_records": 1,
+            "lora_rank": 1, "noise_weight": 0, "weight_decay": 0,
+        }  # fmt: skip
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise ConfigError(f"{name}={getattr(self, name)} is below {low:g}")
+        if self.row_length and self.row_length < self.max_length:
+            raise ConfigError(
+                f"row_length={self.row_length} is below max_length={self.max_length}; "
+                "documents are not split over rows"
+            )
+        if not self.lr > 0 or not self.epochs > 0:
+            raise ConfigError(f"lr={self.lr} and epochs={self.epochs} must be above 0")
+        for name in ("eval_share", "warmup_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} lies outside [0, 1)")
+        for name, known in (
+            ("dtype", ("bfloat16", "float32")),
+            ("format", ("auto", "plain", "chat")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is unknown; use {', '.join(known)}"
+                )
+        self.noise_settings()
+
+    def noise_settings(self) -> NoiseSettings:
+        """The part that the collator needs; validates it."""
+        return NoiseSettings(
+            mode=self.mode,
+            length=self.noise_length,
+            max_length=self.max_noise_length,
+            source=self.noise_source,
+            clean_share=self.clean_share,
+            spacing=self.spacing,
+            seed=self.seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SAMPLES = Path(__file__).parent.parent / "assets" / "samples"
+EMBEDDED = Path(__file__).parent.parent / "assets" / "tiny"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # From nothing to a checkpoint that drafts for itself, in about two minutes on two CPU cores.
+    "tiny-sample": {
+        "model": str(EMBEDDED),
+        "data": str(SAMPLES),
+        "format": "plain",
+        "max_length": 256,
+        "row_length": 512,
+        "batch_size": 8,
+        "epochs": 3.0,
+        "lr": 4e-3,
+        "eval_records": 80,
+        "eval_every": 100,
+        "save_every": 100,
+        "from_scratch": {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+    },
+}
+
+
+def build_config(preset: str | None, file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
+    """Preset, then YAML file, then flags: the later one wins.
+
+    Raises:
+        ConfigError: for an unknown preset or key, a value of the wrong type, or a missing one.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} is unknown; known are {', '.join(PRESETS)}")
+    values: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    if file is not None:
+        values.update(_read_yaml(file))
+    values.update({key: value for key, value in flags.items() if value is not None})
+    known = {field.name for field in fields(TrainConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(
+            f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    missing = [name for name in ("model", "data", "output") if name not in values]
+    if missing:
+        raise ConfigError(
+            f"missing {', '.join('--' + name for name in missing)} (or a preset, or --config)"
+        )
+    return TrainConfig(**{key: _cast(key, value) for key, value in values.items()})
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold a mapping of options to values")
+    return values
+
+
+def _cast(name: str, value: Any) -> Any:
+    """YAML reads `1e-3` as a string and `1` as an int; anything else must have its type already."""
+    hint = str(get_type_hints(TrainConfig)[name])
+    wants_float = hint == "<class 'float'>"
+    if wants_float and isinstance(value, str | int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}={value!r} is not a number") from error
+    wants_int = hint in ("<class 'int'>", "int | None", "typing.Optional[int]")
+    if wants_int and value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} is not a whole number")
+    return value
