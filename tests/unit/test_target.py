@@ -1,0 +1,130 @@
+"""The target: prefill, tree forwards, masks and positions, attention names."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from draftless.engine import target as module
+from draftless.engine.target import TargetModel
+from draftless.errors import ArtifactError, CapabilityError, ConfigError
+from draftless.layout import chain_parents, tree_layout
+from support.models import CONTEXT, FAMILIES, VOCAB_SIZE, prompt_ids, stock_model, target
+
+TOLERANCE = 1e-5  # transformers computes norms, rotations and softmax in fp32 even in fp64 models
+
+
+def stock_logits(family: str, ids: list[int]) -> torch.Tensor:  # [len(ids), V]
+    with torch.inference_mode():
+        return stock_model(family)(torch.tensor([ids])).logits[0]
+
+
+@torch.inference_mode()
+def test_what_a_target_tells() -> None:
+    assert target("llama").vocab_size == VOCAB_SIZE
+    assert target("llama").max_positions == CONTEXT
+    cache = target("llama").make_cache(3, 20)
+    assert cache.data.shape == (2, 2, 3, 2, 20, 8)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_ragged_batch_of_trees(family: str) -> None:
+    """Each node's logits are those of a plain forward over its own path, in every row."""
+    model = target(family)
+    prompts = [prompt_ids(n, seed=3) for n in (23, 1, 11)]
+    cache = model.make_cache(3, 8)
+    for row, prompt in enumerate(prompts):
+        model.prefill(cache, row, prompt[:-1])
+    assert cache.lengths == [22, 0, 10]
+    trees = [(-1, 0, 0, 1, 1, 2, 5), (-1, 0, 1), (-1, 0, 0, 0, 3)]
+    nodes = [[prompt[-1], *range(5, 4 + len(t))] for prompt, t in zip(prompts, trees, strict=True)]
+    logits = model.forward(cache, nodes, [tree_layout(t) for t in trees])
+    assert logits.shape == (3, 7, VOCAB_SIZE)
+    for row, (prompt, tree) in enumerate(zip(prompts, trees, strict=True)):
+        paths = [prompt]
+        for node in range(1, len(tree)):
+            paths.append([*paths[tree[node]], nodes[row][node]])
+        for node, path in enumerate(paths):
+            wanted = stock_logits(family, path)[-1]
+            torch.testing.assert_close(logits[row, node], wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    assert logits.isfinite().all(), "padding nodes see something"
+
+
+@torch.inference_mode()
+def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = target("mistral")
+    prompt = prompt_ids(40)
+    whole, parts = model.make_cache(1, 40), model.make_cache(1, 40)
+    assert model.prefill(whole, 0, prompt) == 1
+    monkeypatch.setattr(module, "_PREFILL_CHUNK", 7)
+    assert model.prefill(parts, 0, prompt) == 6
+    assert whole.lengths == parts.lengths == [40]
+    torch.testing.assert_close(
+        whole.data[..., :40, :], parts.data[..., :40, :], atol=TOLERANCE, rtol=TOLERANCE
+    )
+
+
+@torch.inference_mode()
+def test_prefill_computes_no_logits_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference computes those of the whole prompt (bug 11)."""
+    model = target("llama")
+    widths: list[int] = []
+    head = model.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[1]))
+    monkeypatch.setattr(module, "_PREFILL_CHUNK", 8)
+    model.prefill(model.make_cache(1, 20), 0, prompt_ids(20))
+    hook.remove()
+    assert widths == [1, 1, 1]
+
+
+@torch.inference_mode()
+def test_the_cache_grows_between_steps() -> None:
+    model = target("llama")
+    prompt = prompt_ids(30)
+    cache = model.make_cache(1, 4)
+    model.prefill(cache, 0, prompt[:-1])
+    logits = model.forward(cache, [prompt[-1:]], [tree_layout((-1,))])
+    wanted = stock_logits("llama", prompt)[-1]
+    torch.testing.assert_close(logits[0, 0], wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_stock_attention_stays_available() -> None:
+    assert target("llama", "fp64", "eager").model.config._attn_implementation == "eager"
+    assert target("llama", "fp64", "sdpa").model.config._attn_implementation == "sdpa"
+    assert target("llama").model.config._attn_implementation == "draftless"
+    with pytest.raises(ConfigError, match="unknown; use draftless, sdpa or eager"):
+        TargetModel(copy.deepcopy(stock_model("llama")), "flash")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="caps its attention scores"):
+        TargetModel(copy.deepcopy(stock_model("gemma2")), "sdpa")
+
+
+def test_a_model_that_ignores_the_tree_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The self-test runs two small trees, whatever the configuration claims."""
+    masks = TargetModel._masks
+
+    def causal(self, lengths, layouts, width, context):  # type: ignore[no-untyped-def]
+        chains = [tree_layout(chain_parents(layout.num_nodes)) for layout in layouts]
+        return masks(self, lengths, chains, width, context)
+
+    monkeypatch.setattr(TargetModel, "_masks", causal)
+    with pytest.raises(CapabilityError, match="does not honour 4-D masks"):
+        TargetModel(copy.deepcopy(stock_model("llama")))
+
+
+def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot load a model"):
+        TargetModel.from_pretrained(tmp_path)
+    stock_model("llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ArtifactError, match="cannot load a model"):
+        TargetModel.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_loads_in_the_wanted_precision(tmp_path: Path) -> None:
+    stock_model("llama", "fp32").save_pretrained(tmp_path)
+    assert TargetModel.from_pretrained(tmp_path).model.dtype == torch.float32
+    assert TargetModel.from_pretrained(tmp_path, dtype="fp64").model.dtype == torch.float64
