@@ -54,7 +54,8 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of AttentionInter
         scores = packed @ key.transpose(2, 3) * scale
         scores = torch.tanh(scores / softcap) * softcap
         if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, -torch.inf)
+            # Not -inf: a padded query of `transformers`' own batches sees nothing and must stay finite.
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
         else:
             scores = scores + attention_mask
         # In fp32 (or wider), as the stock eager path does.
