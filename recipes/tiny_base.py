@@ -246,8 +246,38 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layer-dropout", type=float, default=0.4)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--valid-documents", type=int, default=50, help="per domain")
-    parser.add_argument("--stop-at", type=int, help="end early (a test of resuming)")
     return parser.parse_args()
+
+
+def train_step(
+    model: LlamaForCausalLM, masters: MasterOptimizer, batches: list[Batch], scale: float
+) -> dict[str, float]:
+    """One update from this step's micro-batches, of which this rank computes its share."""
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    # Sorted by row length, neighbours cost alike, so the ranks finish together.
+    batches = sorted(batches, key=lambda batch: batch[0].shape[1])
+    num_targets = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in batches)
+    loss_sum = torch.zeros(())
+    for batch in batches[rank::world]:
+        loss = batch_losses(model, batch).sum()
+        loss.backward()
+        loss_sum += loss.detach()
+    if dist.is_initialized():
+        dist.all_reduce(loss_sum)
+    norm = masters.step(num_targets, scale)
+    return {"loss": loss_sum.item() / num_targets, "norm": norm, "tokens": num_targets}
+
+
+def finish(
+    model: LlamaForCausalLM, args: argparse.Namespace, valid: dict[str, list[np.ndarray]]
+) -> dict[str, float]:
+    """Save a plain checkpoint and evaluate it."""
+    model.set_attn_implementation("sdpa")
+    for module in model.modules():
+        module._compiled_call_impl = None
+    model.save_pretrained(args.output / "model")
+    AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.output / "model")
+    return evaluate(model, valid, args.valid_documents)
 
 
 def main() -> None:
@@ -257,10 +287,7 @@ def main() -> None:
     if world > 1:
         dist.init_process_group("gloo")
     args.output.mkdir(parents=True, exist_ok=True)
-    cache = args.tokenizer.parent
-    train = tokenize(args.data, "train", args.tokenizer, cache)
-    valid = tokenize(args.data, "valid", args.tokenizer, cache)
-
+    train = tokenize(args.data, "train", args.tokenizer, args.tokenizer.parent)
     model = new_model(seed=0).to(torch.bfloat16)
     masters = MasterOptimizer(model, args, rank, world)
     first = newest_state(args.output, world) or 0
@@ -274,42 +301,19 @@ def main() -> None:
     batches = batch_stream(document_stream(train, seed=0))
     for _ in range(first * args.micro_batches):
         next(batches)
-    log = (args.output / "log.jsonl").open("a") if rank == 0 else None
-    begun, seen = time.perf_counter(), 0
-    for step in range(first, args.stop_at or args.steps):
-        # Sorted by row length, neighbours cost alike, so the ranks finish together.
-        chosen = sorted(
-            (next(batches) for _ in range(args.micro_batches)), key=lambda b: b[0].shape[1]
-        )
-        num_targets = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in chosen)
-        loss_sum = torch.zeros(())
-        with dropout.skipped(step):
-            for batch in chosen[rank::world]:
-                loss = batch_losses(model, batch).sum()
-                loss.backward()
-                loss_sum += loss.detach()
-        if world > 1:
-            dist.all_reduce(loss_sum)
-        norm = masters.step(num_targets, lr_scale(step, args.steps))
-        seen += num_targets
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-            save_state(masters, args.output, step + 1, rank)
-        if log:
-            row = {"step": step, "loss": loss_sum.item() / num_targets, "norm": norm, "tokens": seen,
-                   "time_s": round(time.perf_counter() - begun, 1)}  # fmt: skip
+    begun = time.perf_counter()
+    with (args.output / f"log-{rank}.jsonl").open("a") as log:
+        for step in range(first, args.steps):
+            chosen = [next(batches) for _ in range(args.micro_batches)]
+            with dropout.skipped(step):
+                row = train_step(model, masters, chosen, lr_scale(step, args.steps))
+            if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+                save_state(masters, args.output, step + 1, rank)
+            row = {"step": step, **row, "time_s": round(time.perf_counter() - begun, 1)}
             print(json.dumps(row), file=log, flush=True)
-    if log and step + 1 == args.steps:
-        model.set_attn_implementation("sdpa")
-        for module in model.modules():
-            module._compiled_call_impl = None
-        losses = evaluate(model, valid, count=args.valid_documents)
-        print(
-            json.dumps({"valid": losses, "mean": sum(losses.values()) / len(losses)}),
-            file=log,
-            flush=True,
-        )
-        model.save_pretrained(args.output / "model")
-        AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.output / "model")
+        if rank == 0:
+            valid = tokenize(args.data, "valid", args.tokenizer, args.tokenizer.parent)
+            print(json.dumps({"valid": finish(model, args, valid)}), file=log, flush=True)
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

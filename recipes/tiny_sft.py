@@ -24,7 +24,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from draftless.prompts import IGNORED_LABEL, PromptFormat
 from draftless.training.branches import BranchRow, branch_mask
-from draftless.training.noise_collator import branch_row
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 ROW_LENGTHS = (512, 1024, 2048)
@@ -33,16 +32,36 @@ ROWS_PER_MICRO_BATCH = {512: 4, 1024: 2, 2048: 1}
 Document = tuple[list[int], list[int]]  # ids and labels
 
 
-def read_documents(data: Path, split: str, tokenizer_path: Path) -> dict[str, list[Document]]:
-    """Documents of every domain with labels on the responses."""
-    tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
-    return {
-        domain: [
-            prompt_format.encode_example(tokenizer, record)
-            for record in read_domain(data, domain, split)
+def read_documents(
+    data: Path, split: str, tokenizer_path: Path, cache: Path
+) -> dict[str, list[Document]]:
+    """Documents of every domain with labels on the responses, cached on disk."""
+    file = cache / f"documents-{split}.npz"
+    if not file.exists():
+        tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
+        arrays = {}
+        for domain in DOMAINS:
+            encoded = [
+                prompt_format.encode_example(tokenizer, record)
+                for record in read_domain(data, domain, split)
+            ]
+            arrays[domain] = np.concatenate([ids for ids, _ in encoded]).astype(np.uint16)
+            arrays[f"{domain}_len"] = np.array([len(ids) for ids, _ in encoded])
+            arrays[f"{domain}_prompt"] = np.array(
+                [labels.count(IGNORED_LABEL) for _, labels in encoded]
+            )
+        temporary = file.with_suffix(f".{os.getpid()}.npz")
+        np.savez(temporary, **arrays)
+        temporary.replace(file)
+    loaded = np.load(file)
+    documents: dict[str, list[Document]] = {}
+    for domain in DOMAINS:
+        split_ids = np.split(loaded[domain], np.cumsum(loaded[f"{domain}_len"])[:-1])
+        documents[domain] = [
+            (ids.tolist(), [IGNORED_LABEL] * int(start) + ids.tolist()[int(start) :])
+            for ids, start in zip(split_ids, loaded[f"{domain}_prompt"], strict=True)
         ]
-        for domain in DOMAINS
-    }
+    return documents
 
 
 def document_stream(
@@ -178,7 +197,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.output.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(args.base)
-    documents = read_documents(args.data, "train", args.base)
+    documents = read_documents(args.data, "train", args.base, args.output.parent)
     planner = make_planner(args, tokenizer.all_special_ids)
 
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.bfloat16).train()

@@ -1,0 +1,56 @@
+"""A small model, a few records and short runs for the tests of training."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from support.tokenizer import small_tokenizer
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "log", "print"]
+
+
+def write_model(folder: Path) -> Path:
+    """A two-layer Llama with the small tokenizer, as `save_pretrained` writes it."""
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_records(file: Path, count: int = 48) -> Path:
+    """Records of different lengths, long enough for noise."""
+    lines = []
+    for number in range(count):
+        prompt = " ".join(WORDS[(number + k) % 10] for k in range(2 + number % 5))
+        response = " ".join(WORDS[(3 * number + 7 * k) % 10] for k in range(6 + number % 9))
+        lines.append(json.dumps({"prompt": prompt, "response": response}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Run `function` in a forked process; its exit code, negative for a signal."""
+    child = multiprocessing.get_context("fork").Process(target=function)
+    child.start()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
