@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from divergence import bf16_ulp
+from divergence import Judge, bf16_ulp
 from rows import Case, Row, append_row, looping_tokens, read_rows, speed_up, summarise
 from run import first_difference
 from table import rendered
+from transformers import LlamaForCausalLM
+
+from draftless import Draftless, SamplingParams
+from draftless.noise import KeyedNoise
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,35 @@ def test_bf16_ulp_is_the_distance_of_neighbours(value: float) -> None:
     number = torch.tensor(abs(value), dtype=torch.bfloat16)
     above = (number.view(torch.int16) + 1).view(torch.bfloat16)
     assert bf16_ulp(value) == float(above) - float(number)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_the_margin_is_the_distance_of_the_two_scores(checkpoint: Path, temperature: float) -> None:
+    params = SamplingParams(max_new_tokens=6, seed=5, temperature=temperature)
+    model = Draftless.from_pretrained(checkpoint, drafter="none")
+    prompt = model.encode("the cat")
+    plain = model.generate(prompt, params).token_ids
+    other = [*plain[:3], (plain[3] + 1) % model.target.vocab_size, 0]
+    found = Judge(checkpoint).divergence("p", prompt, (plain, other), params)
+    assert found is not None
+
+    stock = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = stock(torch.tensor([prompt + plain[:3]])).logits[0, -1].double()
+    pair = torch.tensor([plain[3], other[3]])
+    scores, unit = logits[pair], bf16_ulp(float(logits[pair].abs().max()))
+    if temperature:
+        # The token that follows n ids is drawn with the noise of position n.
+        scores = scores / temperature + KeyedNoise(5)(len(prompt) + 3, pair)
+        unit /= temperature
+    assert (found.index, found.plain_id, found.other_id) == (3, plain[3], other[3])
+    assert scores[0] > scores[1]  # plain decoding took the better one
+    assert found.margin == pytest.approx(float(scores[0] - scores[1]), abs=1e-5)
+    assert found.ulps == pytest.approx(found.margin / unit, rel=1e-4)
+
+
+def test_equal_outputs_do_not_diverge(checkpoint: Path) -> None:
+    assert Judge(checkpoint).divergence("p", [1], ([2, 3], [2, 3]), SamplingParams()) is None
 
 
 def test_tables_stand_between_their_markers() -> None:

@@ -37,7 +37,12 @@ MAY_IMPORT = {
 # The only files that may rely on how `transformers` works inside.
 INSIDERS = {"engine/target.py", "engine/cache.py", "engine/attention.py"}
 INTERNAL_NAMES = {"AttentionInterface", "AttentionMaskInterface", "Cache", "DynamicCache"}
-PUBLIC_MODULES = ("transformers", "transformers.generation", "transformers.utils")
+PUBLIC_MODULES = (
+    "transformers",
+    "transformers.generation",
+    "transformers.trainer_utils",
+    "transformers.utils",
+)
 
 PUBLIC_NAMES = {
     "ArtifactError",
