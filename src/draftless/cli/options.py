@@ -17,6 +17,8 @@ _SAMPLING = "Sampling"
 _DRAFTING = "Drafting"
 _OUTPUT = "Output"
 _MACHINE = "Machine"
+_RUN = "Run"
+_NOISE = "Noise"
 
 Model = Annotated[
     str | None,
@@ -67,3 +69,46 @@ Dtype = Annotated[
 ]
 Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
 Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]
+
+# draftless train msn
+StartModel = Annotated[str | None, _option(_RUN, "Folder or hub id to start from.")]
+Data = Annotated[
+    str | None,
+    _option(_RUN, "JSONL (prompt/response or messages), a folder of such, or a dataset's name."),
+]
+OutputFolder = Annotated[str | None, _option(_RUN, "Folder for the trained model.", "--output")]
+ConfigFile = Annotated[
+    Path | None, _option(_RUN, "YAML file with any option of the run; flags win.", "--config")
+]
+Preset = Annotated[
+    str | None, _option(_RUN, "tiny-sample: from nothing to a checkpoint in two minutes.")
+]
+Epochs = Annotated[float | None, _option(_RUN, "Passes over the data.")]
+MaxSteps = Annotated[int | None, _option(_RUN, "Stop after so many steps.")]
+BatchSize = Annotated[int | None, _option(_RUN, "Rows per step and process.")]
+LearningRate = Annotated[float | None, _option(_RUN, "Peak learning rate.", "--lr")]
+MaxLength = Annotated[int | None, _option(_RUN, "Longest document, in tokens.")]
+TrainDtype = Annotated[
+    str | None, _option(_RUN, "bfloat16, or float32 to repeat bit for bit.", "--dtype")
+]
+TrainSeed = Annotated[int | None, _option(_RUN, "Seed of everything random.", "--seed")]
+Lora = Annotated[
+    bool | None, _option(_RUN, "Train low-rank adapters, merged at the end.", "--lora")
+]
+Resume = Annotated[bool, _option(_RUN, "Go on from the newest complete checkpoint.", "--resume")]
+NoiseMode = Annotated[
+    str | None,
+    _option(
+        _NOISE, "branch: noise beside the clean text; inline: noise in it (the paper).", "--mode"
+    ),
+]
+NoiseLength = Annotated[int | None, _option(_NOISE, "Noise tokens in a run.")]
+NoiseSource = Annotated[
+    str | None, _option(_NOISE, "prefix or vocabulary: where noise is drawn from.")
+]
+CleanShare = Annotated[
+    float | None, _option(_NOISE, "Share of documents without noise; 1 is plain SFT.")
+]
+Preview = Annotated[
+    int, _option(_NOISE, "Show so many noised samples and stop.", show_default=False)
+]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
+from draftless.cli import options
 from draftless.cli.common import stderr
 from draftless.errors import ConfigError
 
@@ -29,52 +29,30 @@ def train() -> None:
 
 @train_app.command()
 def msn(  # noqa: PLR0913 - the command line is derived from the signature
-    model: Annotated[str | None, typer.Option(help="Folder or hub id to start from.")] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="JSONL (prompt/response or messages), a folder of such, or a dataset."),
-    ] = None,
-    output: Annotated[str | None, typer.Option(help="Folder for the trained model.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with any option of the run; flags win.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="tiny-sample: from nothing to a checkpoint in two minutes.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help="branch: noise beside the clean text; inline: noise in it (the paper)."),
-    ] = None,
-    noise_length: Annotated[int | None, typer.Option(help="Noise tokens in a run.")] = None,
-    noise_source: Annotated[
-        str | None, typer.Option(help="prefix or vocabulary: where noise is drawn from.")
-    ] = None,
-    clean_share: Annotated[
-        float | None, typer.Option(help="Share of documents without noise; 1 is plain SFT.")
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step and process.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longest document, in tokens.")] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="bfloat16, or float32 to repeat bit for bit.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    lora: Annotated[
-        bool | None, typer.Option("--lora", help="Train low-rank adapters, merged at the end.")
-    ] = None,
-    preview: Annotated[
-        int, typer.Option(help="Show so many noised samples and stop.", show_default=False)
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")
-    ] = False,
+    model: options.StartModel = None,
+    data: options.Data = None,
+    output: options.OutputFolder = None,
+    config: options.ConfigFile = None,
+    preset: options.Preset = None,
+    mode: options.NoiseMode = None,
+    noise_length: options.NoiseLength = None,
+    noise_source: options.NoiseSource = None,
+    clean_share: options.CleanShare = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    max_length: options.MaxLength = None,
+    dtype: options.TrainDtype = None,
+    seed: options.TrainSeed = None,
+    lora: options.Lora = None,
+    preview: options.Preview = 0,
+    resume: options.Resume = False,
 ) -> None:
     """Make Some Noise (arXiv 2406.17404): supervised fine-tuning that also teaches to denoise.
 
     The result is a plain checkpoint folder with a `draftless.json`, so that
-    `draftless generate --model FOLDER` drafts with TR-Jacobi without further flags.
+    `draftless generate FOLDER` drafts with TR-Jacobi without further flags.
 
     [bold]Examples[/bold]
 
