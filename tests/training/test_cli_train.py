@@ -1,0 +1,148 @@
+"""`draftless train msn`: what it writes, shows and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner, Result
+
+from draftless import Draftless
+from draftless.cli import app
+from draftless.errors import DraftlessError
+from draftless.manifest import read_manifest
+from draftless.training.config import PRESETS, TrainConfig, build_config
+from support.training import write_model, write_records
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    write_model(folder / "model")
+    write_records(folder / "data.jsonl")
+    return folder
+
+
+def msn(folder: Path, output: Path, *options: str) -> Result:
+    command = ["train", "msn", "--model", str(folder / "model"), "--data"]
+    command += [str(folder / "data.jsonl"), "--output", str(output), "--max-length", "128"]
+    return CliRunner().invoke(app, [*command, *options])
+
+
+def test_the_result_is_a_plain_checkpoint_that_drafts(folder: Path, tmp_path: Path) -> None:
+    done = msn(folder, tmp_path, "--max-steps", "3", "--lr", "1e-2", "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < metrics["eval_clean_loss"] < 10
+    assert 0 <= metrics["eval_denoising_accuracy_5"] <= 1
+    assert "% noise tokens per response token" in done.stderr
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    model = Draftless.from_pretrained(tmp_path)
+    assert type(model.drafter).__name__ == "TRJacobiDrafter"
+    ids = model.encode("the cat")
+    assert ids[0] == 0 and len(ids) > 1
+    expected = stock.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :]
+    assert model.generate("the cat", max_new_tokens=8).token_ids == expected.tolist()
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None and manifest.methods["tr-jacobi"]["noise_length"] == 5
+    assert str(tmp_path) not in (tmp_path / "draftless.json").read_text()
+
+
+def test_clean_share_one_is_plain_fine_tuning(folder: Path, tmp_path: Path) -> None:
+    done = msn(folder, tmp_path, "--max-steps", "1", "--clean-share", "1")
+    assert done.exit_code == 0, done.output
+    assert "0.0% noise tokens" in done.stderr
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None and manifest.default_drafter is None and not manifest.methods
+
+
+def test_lora_is_merged_and_leaves_embeddings_alone(folder: Path, tmp_path: Path) -> None:
+    done = msn(folder, tmp_path, "--max-steps", "3", "--lora", "--lr", "1e-2", "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    before = load_file(folder / "model" / "model.safetensors")
+    after = load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("proj" in name for name in changed)
+
+
+def test_the_preset_trains_from_scratch_on_the_packaged_samples(tmp_path: Path) -> None:
+    model = PRESETS["tiny-sample"]["model"]
+    if not (Path(model) / "config.json").exists():
+        pytest.skip("the embedded model is not built yet")
+    arguments = ["train", "msn", "--preset", "tiny-sample", "--output", str(tmp_path)]
+    done = CliRunner().invoke(app, [*arguments, "--max-steps", "2"])
+    assert done.exit_code == 0, done.output
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert trained.config.num_hidden_layers == 4
+    assert Draftless.from_pretrained(tmp_path).generate("Once upon a time", max_new_tokens=4).text
+
+
+@pytest.mark.parametrize("mode", ["branch", "inline"])
+def test_the_preview_shows_noise_and_writes_nothing(
+    folder: Path, tmp_path: Path, mode: str
+) -> None:
+    done = msn(folder, tmp_path / "none", "--preview", "2", "--mode", mode)
+    assert done.exit_code == 0, done.output
+    assert "⟨" in done.stderr and not (tmp_path / "none").exists()
+
+
+def test_yaml_flags_and_presets_in_order(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 1e-3\nbatch_size: 2\noutput: here\n")
+    config = build_config("tiny-sample", file, {"batch_size": 3, "epochs": None})
+    assert (config.lr, config.batch_size, config.epochs) == (
+        1e-3,
+        3,
+        PRESETS["tiny-sample"]["epochs"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rate: 1", "unknown option learning_rate"),
+        ("batch_size: two", "batch_size='two' is not a whole number"),
+        ("lr: fast", "lr='fast' is not a number"),
+        ("mode: noisy", "noise mode 'noisy'"),
+        ("dtype: int8", "dtype='int8'"),
+        ("row_length: 100", "row_length=100 is below max_length=256"),
+        ("- 1", "must hold a mapping"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content + "\n")
+    with pytest.raises(DraftlessError, match=message):
+        build_config("tiny-sample", file, {"output": "x"})
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(DraftlessError, match="missing --data, --output"):
+        build_config(None, None, {"model": "m"})
+    with pytest.raises(DraftlessError, match="known are tiny-sample"):
+        build_config("huge", None, {})
+
+
+def test_windowed_models_train_inline_only(folder: Path, tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    from draftless.training.trainer import prepare
+    from support.tokenizer import small_tokenizer
+
+    tokenizer = small_tokenizer()
+    shape = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    Gemma2ForCausalLM(shape).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = TrainConfig(
+        str(tmp_path), str(folder / "data.jsonl"), "x", max_length=128, row_length=0
+    )
+    with pytest.raises(DraftlessError, match="--mode inline"):
+        prepare(config)
