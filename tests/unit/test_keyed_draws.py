@@ -132,6 +132,9 @@ def test_position_noise_remembers_and_forgets_without_a_trace() -> None:
     assert noise(7).equal(keyed(7, torch.arange(40)))
     assert noise(7, ids).equal(keyed(7, ids))  # and after
     assert noise(8).equal(keyed(8, torch.arange(40)))
+    both = torch.tensor([[3, 39], [5, 5]])
+    assert noise((7, 9), both).equal(torch.stack([keyed(7, both[0]), keyed(9, both[1])]))
+    assert noise((7, 9)).equal(torch.stack([noise(7), noise(9)]))
     noise.forget_before(8)
     assert noise(7).equal(keyed(7, torch.arange(40)))
 

@@ -58,7 +58,7 @@ def our_warp(scores: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("vocab_size", [5, 63, 64, 65, 700])
+@pytest.mark.parametrize("vocab_size", [5, 63, 64, 65, 512, 700])
 def test_kept_tokens_and_scores_are_those_of_transformers(
     options: dict[str, Any], vocab_size: int
 ) -> None:
@@ -102,8 +102,8 @@ def test_top_p_falls_back_only_where_the_likely_tokens_do_not_hold_the_mass(
     peaked = torch.linspace(0, -100, 500, dtype=torch.float64)
     warp(peaked, SamplingParams(temperature=1.0, top_p=0.9))
     assert sizes == [64]
-    warp(torch.zeros(500), SamplingParams(temperature=1.0, top_p=0.9))
-    assert sizes == [64, 64, 500]
+    warp(torch.zeros(2000), SamplingParams(temperature=1.0, top_p=0.9))
+    assert sizes == [64, 64, 512, 2000]
 
 
 # --- the draw ----------------------------------------------------------------------------------
