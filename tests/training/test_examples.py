@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.training import WORDS, save_training_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftless.manifest import read_manifest
+from support.small_model import PHRASES, save_training_model
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def write_records(path: Path, response_key: str) -> Path:
     rows = [
-        {"prompt": f"{WORDS[i % 5]} {i}", response_key: " ".join(WORDS[: 3 + i % 4])}
+        {"prompt": f"{PHRASES[i % 5]} {i}", response_key: " ".join(PHRASES[: 3 + i % 4])}
         for i in range(8)
     ]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tests.support.training import WORDS, training_model, training_tokenizer
 from trl import SFTConfig, SFTTrainer
 
 from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
 from draftless.training.noise_runs import NoiseMode, NoiseSettings
+from support.small_model import PHRASES, training_model, training_tokenizer
 
 pytestmark = pytest.mark.slow
 
 
 def records() -> Dataset:
     rows = [
-        {"prompt": f"{WORDS[i % 5]} {i}\n", "completion": " ".join(WORDS[: 3 + i % 4])}
+        {"prompt": f"{PHRASES[i % 5]} {i}\n", "completion": " ".join(PHRASES[: 3 + i % 4])}
         for i in range(12)
     ]
     return Dataset.from_list(rows)

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from tests.support.training import training_model
 from torch import nn
 
 from draftless.errors import CapabilityError, ConfigError
 from draftless.training.layer_dropout import LayerDropout
+from support.small_model import training_model
 
 
 def test_deeper_layers_are_dropped_more_often_and_the_first_never() -> None:
