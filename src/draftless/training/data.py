@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -74,11 +75,15 @@ def encode_records(
 def hold_back(
     documents: Sequence[dict[str, list[int]]], share: float, seed: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
-    """Split documents for training and evaluation by the hash of their ids, so stably."""
-    limit = int(share * 2**64)
-    is_held = [hash_ids(seed, ids=document["input_ids"]) < limit for document in documents]
-    pairs = list(zip(documents, is_held, strict=True))
-    return [d for d, held in pairs if not held], [d for d, held in pairs if held]
+    """Split documents for training and evaluation: the lowest hashes are held back, so stably.
+
+    A share above 0 holds back at least one document.
+    """
+    hashes = [hash_ids(seed, ids=document["input_ids"]) for document in documents]
+    count = math.ceil(share * len(documents))
+    limit = sorted(hashes)[count - 1] if count else -1
+    pairs = list(zip(documents, hashes, strict=True))
+    return [d for d, h in pairs if h > limit], [d for d, h in pairs if h <= limit]
 
 
 def _split_files(folder: Path, split: str) -> list[Path]:

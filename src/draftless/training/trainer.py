@@ -205,7 +205,7 @@ def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> d
         callbacks: further `TrainerCallback`s (a progress bar).
 
     Returns:
-        The last evaluation's metrics.
+        The last evaluation's metrics; none where nothing is held back.
 
     Raises:
         ConfigError: the output folder holds another run's checkpoints and `resume` is off.
@@ -234,7 +234,7 @@ def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> d
 
 def _last_evaluation(trainer: Trainer) -> dict[str, float]:
     logs = (log for log in reversed(trainer.state.log_history) if "eval_clean_loss" in log)
-    return {name: value for name, value in next(logs).items() if name.startswith("eval_")}
+    return {name: value for name, value in next(logs, {}).items() if name.startswith("eval_")}
 
 
 def _arguments(config: TrainConfig) -> TrainingArguments:
@@ -250,7 +250,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         weight_decay=config.weight_decay,
         bf16=config.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps",
+        eval_strategy="steps" if config.eval_data or config.eval_share else "no",
         eval_steps=config.eval_every,
         save_strategy="steps",
         save_steps=config.save_every,
