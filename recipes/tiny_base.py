@@ -15,81 +15,36 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from tiny_data import DOMAINS, read_domain
+from tiny_data import Document, document_stream, read_documents
 from tiny_model import compile_for_training, new_model, token_losses
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from draftless.prompts import IGNORED_LABEL, PromptFormat
+from draftless.prompts import IGNORED_LABEL
 from draftless.training.layer_dropout import LayerDropout
 
 MICRO_TOKENS = 2048
 ROW_LENGTHS = (40, 56, 88, 104, 128, 160, 200, 240, 288, 344, 448, 640, 1856)
-# Open text needs more than what follows a template.
-WEIGHTS = {
-    "math": 1.1, "sql": 0.7, "translation": 1.0, "code": 0.7,
-    "summarization": 1.1, "story": 1.0, "instruct": 1.2, "prose": 1.2,
-}  # fmt: skip
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each [B, T] int64
 
 
-def tokenize(
-    data: Path, split: str, tokenizer_path: Path, cache: Path
-) -> dict[str, list[np.ndarray]]:
-    """Documents of every domain as id arrays, cached on disk."""
-    file = cache / f"tokens-{split}.npz"
-    if not file.exists():
-        tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
-        arrays = {}
-        for domain in DOMAINS:
-            documents = [
-                prompt_format.encode_example(tokenizer, record)[0]
-                for record in read_domain(data, domain, split)
-            ]
-            arrays[domain] = np.concatenate(documents).astype(np.uint16)
-            arrays[f"{domain}_len"] = np.array([len(document) for document in documents])
-        temporary = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(file)
-    loaded = np.load(file)
-    return {
-        domain: np.split(loaded[domain], np.cumsum(loaded[f"{domain}_len"])[:-1])
-        for domain in DOMAINS
-    }
-
-
-def document_stream(documents: dict[str, list[np.ndarray]], seed: int) -> Iterator[np.ndarray]:
-    """Endless documents, the domains kept to their share of tokens, each shuffled every epoch."""
-    generator = np.random.default_rng(seed)
-    queues: dict[str, list[int]] = {domain: [] for domain in documents}
-    emitted = dict.fromkeys(documents, 0.0)
-    while True:
-        domain = min(emitted, key=lambda name: emitted[name])
-        if not queues[domain]:
-            queues[domain] = list(generator.permutation(len(documents[domain])))
-        document = documents[domain][queues[domain].pop()][: ROW_LENGTHS[-1]]
-        emitted[domain] += len(document) / WEIGHTS[domain]
-        yield document
-
-
-def to_batch(rows: list[np.ndarray], length: int) -> Batch:
+def to_batch(rows: list[list[int]], length: int) -> Batch:
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     labels = torch.full((len(rows), length), IGNORED_LABEL)
     for row, document in enumerate(rows):
-        ids[row, : len(document)] = torch.from_numpy(document.astype(np.int64))
-        labels[row, : len(document)] = ids[row, : len(document)]
+        ids[row, : len(document)] = labels[row, : len(document)] = torch.tensor(document)
     return ids, labels
 
 
-def batch_stream(documents: Iterator[np.ndarray]) -> Iterator[Batch]:
+def batch_stream(documents: Iterator[tuple[Document, int]]) -> Iterator[Batch]:
     """Micro-batches of rows of like length, of few shapes, because each shape is compiled."""
-    buckets: dict[int, list[np.ndarray]] = {length: [] for length in ROW_LENGTHS}
-    for document in documents:
-        length = next(limit for limit in ROW_LENGTHS if len(document) <= limit)
-        buckets[length].append(document)
+    buckets: dict[int, list[list[int]]] = {length: [] for length in ROW_LENGTHS}
+    for (ids, _), _ in documents:
+        ids = ids[: ROW_LENGTHS[-1]]
+        length = next(limit for limit in ROW_LENGTHS if len(ids) <= limit)
+        buckets[length].append(ids)
         if len(buckets[length]) == max(MICRO_TOKENS // length, 1):
             yield to_batch(buckets[length], length)
             buckets[length] = []
@@ -212,27 +167,6 @@ def lr_scale(step: int, num_steps: int) -> float:
     return min((step + 1) / num_warmup, 1.0, 2.0 * (num_steps - step) / num_steps)
 
 
-@torch.no_grad()
-def evaluate(
-    model: LlamaForCausalLM, documents: dict[str, list[np.ndarray]], count: int
-) -> dict[str, float]:
-    """Mean loss per token of every domain's first `count` documents."""
-    losses = {}
-    for domain, rows in documents.items():
-        total = tokens = 0.0
-        for row in rows[:count]:
-            length = next(limit for limit in ROW_LENGTHS if len(row) <= limit)
-            batch = to_batch([row], length)
-            ids, labels = batch
-            logits = model(input_ids=ids[:, : len(row)]).logits.float()
-            total += torch.nn.functional.cross_entropy(
-                logits[0, :-1], labels[0, 1 : len(row)], reduction="sum"
-            ).item()
-            tokens += len(row) - 1
-        losses[domain] = total / tokens
-    return losses
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
@@ -245,7 +179,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--muon-lr", type=float, default=4e-3)
     parser.add_argument("--layer-dropout", type=float, default=0.4)
     parser.add_argument("--save-every", type=int, default=100)
-    parser.add_argument("--valid-documents", type=int, default=50, help="per domain")
     return parser.parse_args()
 
 
@@ -268,18 +201,6 @@ def train_step(
     return {"loss": loss_sum.item() / num_targets, "norm": norm, "tokens": num_targets}
 
 
-def finish(
-    model: LlamaForCausalLM, args: argparse.Namespace, valid: dict[str, list[np.ndarray]]
-) -> dict[str, float]:
-    """Save a plain checkpoint and evaluate it."""
-    model.set_attn_implementation("sdpa")
-    for module in model.modules():
-        module._compiled_call_impl = None
-    model.save_pretrained(args.output / "model")
-    AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.output / "model")
-    return evaluate(model, valid, args.valid_documents)
-
-
 def main() -> None:
     args = parse_args()
     torch.set_num_threads(1)
@@ -287,7 +208,7 @@ def main() -> None:
     if world > 1:
         dist.init_process_group("gloo")
     args.output.mkdir(parents=True, exist_ok=True)
-    train = tokenize(args.data, "train", args.tokenizer, args.tokenizer.parent)
+    documents = read_documents(args.data, "train", args.tokenizer, args.tokenizer.parent)
     model = new_model(seed=0).to(torch.bfloat16)
     masters = MasterOptimizer(model, args, rank, world)
     first = newest_state(args.output, world) or 0
@@ -298,7 +219,7 @@ def main() -> None:
     compile_for_training(model)
     dropout = LayerDropout(model.model.layers, args.layer_dropout)
 
-    batches = batch_stream(document_stream(train, seed=0))
+    batches = batch_stream(document_stream(documents, seed=0, prompt_weight=1.0))
     for _ in range(first * args.micro_batches):
         next(batches)
     begun = time.perf_counter()
@@ -311,9 +232,9 @@ def main() -> None:
                 save_state(masters, args.output, step + 1, rank)
             row = {"step": step, **row, "time_s": round(time.perf_counter() - begun, 1)}
             print(json.dumps(row), file=log, flush=True)
-        if rank == 0:
-            valid = tokenize(args.data, "valid", args.tokenizer, args.tokenizer.parent)
-            print(json.dumps({"valid": finish(model, args, valid)}), file=log, flush=True)
+    if rank == 0:
+        model.save_pretrained(args.output / "model")
+        AutoTokenizer.from_pretrained(args.tokenizer).save_pretrained(args.output / "model")
     if world > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from tiny_sft import read_documents
+from tiny_data import read_documents
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftless.provenance import collect_provenance

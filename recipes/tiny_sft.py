@@ -10,79 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from tiny_base import WEIGHTS, MasterOptimizer, newest_state, save_state
-from tiny_data import DOMAINS, read_domain
+from tiny_base import MasterOptimizer, newest_state, save_state
+from tiny_data import Document, document_stream, read_documents
 from tiny_model import compile_for_training, token_losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from draftless.prompts import IGNORED_LABEL, PromptFormat
+from draftless.prompts import IGNORED_LABEL
 from draftless.training.branches import BranchRow, branch_mask
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 ROW_LENGTHS = (512, 1024, 2048)
 ROWS_PER_MICRO_BATCH = {512: 4, 1024: 2, 2048: 1}
-
-Document = tuple[list[int], list[int]]  # ids and labels
-
-
-def read_documents(
-    data: Path, split: str, tokenizer_path: Path, cache: Path
-) -> dict[str, list[Document]]:
-    """Documents of every domain with labels on the responses, cached on disk."""
-    file = cache / f"documents-{split}.npz"
-    if not file.exists():
-        tokenizer, prompt_format = AutoTokenizer.from_pretrained(tokenizer_path), PromptFormat()
-        arrays = {}
-        for domain in DOMAINS:
-            encoded = [
-                prompt_format.encode_example(tokenizer, record)
-                for record in read_domain(data, domain, split)
-            ]
-            arrays[domain] = np.concatenate([ids for ids, _ in encoded]).astype(np.uint16)
-            arrays[f"{domain}_len"] = np.array([len(ids) for ids, _ in encoded])
-            arrays[f"{domain}_prompt"] = np.array(
-                [labels.count(IGNORED_LABEL) for _, labels in encoded]
-            )
-        temporary = file.with_suffix(f".{os.getpid()}.npz")
-        np.savez(temporary, **arrays)
-        temporary.replace(file)
-    loaded = np.load(file)
-    documents: dict[str, list[Document]] = {}
-    for domain in DOMAINS:
-        split_ids = np.split(loaded[domain], np.cumsum(loaded[f"{domain}_len"])[:-1])
-        documents[domain] = [
-            (ids.tolist(), [IGNORED_LABEL] * int(start) + ids.tolist()[int(start) :])
-            for ids, start in zip(split_ids, loaded[f"{domain}_prompt"], strict=True)
-        ]
-    return documents
-
-
-def document_stream(
-    documents: dict[str, list[Document]], seed: int
-) -> Iterator[tuple[Document, int]]:
-    """Endless documents and their epoch, the domains kept to their share of response tokens."""
-    generator = np.random.default_rng(seed)
-    queues: dict[str, list[int]] = {domain: [] for domain in documents}
-    epochs = dict.fromkeys(documents, -1)
-    emitted = dict.fromkeys(documents, 0.0)
-    while True:
-        domain = min(emitted, key=lambda name: emitted[name])
-        if not queues[domain]:
-            queues[domain] = list(generator.permutation(len(documents[domain])))
-            epochs[domain] += 1
-        ids, labels = documents[domain][queues[domain].pop()]
-        # Prompts cost time but teach little: count them for a part.
-        num_targets = sum(label != IGNORED_LABEL for label in labels)
-        emitted[domain] += (num_targets + 0.25 * (len(ids) - num_targets)) / WEIGHTS[domain]
-        if len(ids) <= 1400:  # with its blocks it must fit the longest row
-            yield (ids, labels), epochs[domain]
+MAX_LEN = 1400  # a document and its blocks must fit the longest row
+# Prompts cost time but teach little.
+PROMPT_WEIGHT = 0.25
 
 
 def step_stream(
@@ -91,6 +37,8 @@ def step_stream(
     """The documents of every step: as many as reach `clean_tokens`."""
     step, tokens = [], 0
     for item in documents:
+        if len(item[0][0]) > MAX_LEN:
+            continue
         step.append(item)
         tokens += len(item[0][0])
         if tokens >= clean_tokens:
@@ -207,7 +155,7 @@ def main() -> None:
         masters.load_state_dict(torch.load(args.output / f"state-{first}-0.pt", weights_only=True))
     compile_for_training(model)
 
-    steps = step_stream(document_stream(documents, seed=1), args.clean_tokens)
+    steps = step_stream(document_stream(documents, 1, PROMPT_WEIGHT), args.clean_tokens)
     for _ in range(first):
         next(steps)
     log = (args.output / "log.jsonl").open("a")
