@@ -38,7 +38,7 @@ stage base "$torchrun" --nproc_per_node=2 recipes/tiny_base.py --data "$data" \
 
 sft() { # sft MODE NAME
     "$python" recipes/tiny_sft.py --data "$data" --base "$work/base/model" \
-        --mode "$1" --output "$work/$2" --steps 640
+        --mode "$1" --output "$work/$2" --steps 430
 }
 stage msn sft branch msn &
 msn=$!

@@ -122,7 +122,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--spacing", type=int, default=6)
-    parser.add_argument("--noise-weight", type=float, default=1.0)
+    parser.add_argument("--noise-weight", type=float, default=1.0, help="of a noise target")
+    parser.add_argument("--late-noise-weight", type=float, default=0.2)
+    parser.add_argument("--late-from", type=int, default=200, help="step of the late weight")
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2.5e-3)
@@ -169,10 +171,12 @@ def main() -> None:
             for rows in micro_batches
             for row in rows
         )
+        # First the new skill fast, then the clean loss that it has cost.
+        noise_weight = args.noise_weight if step < args.late_from else args.late_noise_weight
         sums, counts = torch.zeros(2), torch.zeros(2)
         for rows in micro_batches:
             losses, is_noise = micro_batch_losses(model, rows)
-            weights = torch.where(is_noise, args.noise_weight, 1.0)
+            weights = torch.where(is_noise, noise_weight, 1.0)
             (losses * weights).sum().backward()
             for kind, chosen in enumerate((~is_noise, is_noise)):
                 sums[kind] += losses.detach()[chosen].sum()
