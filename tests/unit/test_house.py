@@ -212,6 +212,8 @@ def tables():
 
 before = tables()
 import draftless
+for name in draftless.__all__:  # names are imported when they are first used
+    getattr(draftless, name)
 print("REPORT" + json.dumps({
     "imported_extras": [name for name in EXTRAS if name in sys.modules],
     "is_unchanged": before == tables() and len(before) > 2,
@@ -228,6 +230,11 @@ def test_importing_is_quiet() -> None:
     said, _, report = result.stdout.partition("REPORT")
     assert (said, result.stderr) == ("", "")
     assert json.loads(report) == {"imported_extras": [], "is_unchanged": True}
+
+
+def test_help_waits_for_no_torch() -> None:
+    source = "import sys, draftless.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
 
 
 def test_only_training_imports_extras() -> None:

@@ -84,7 +84,7 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     console = Console(highlight=False)
     for prompt, runs in zip(prompts, measured, strict=True):
         show(console, prompt, runs)
-    console.print(Text(verdict(measured), style="bold"))
+    console.print(Text(verdict(measured), style="bold"), soft_wrap=True)
 
 
 def read_prompts() -> list[dict[str, str]]:
