@@ -153,6 +153,8 @@ def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:
         [sys.executable, "-m", "draftless", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A test run in the background of a shell ignores SIGINT, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     process.stdout.read(1)  # the stream has begun
