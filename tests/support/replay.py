@@ -83,10 +83,10 @@ def right_chain(plant: Planter, depth: int) -> None:
 
 
 def probes_only(plant: Planter, depth: int) -> None:
-    """A chain of probes under the root that carry the right tokens."""
+    """A chain of probes under the root; what they carry is wrong."""
     node = 0
     for d in range(1, depth + 1):
-        node = plant.add(node, plant.right(d), probe=True)
+        node = plant.add(node, plant.wrong(d, d), probe=True)
 
 
 def bushy(plant: Planter, depth: int) -> None:

@@ -1,0 +1,83 @@
+"""The law through the whole engine: cache, batches, trees, keyed draws and drafters that look.
+
+Three tokens over a vocabulary of six give 216 texts; their exact probabilities come from plain
+forwards of the stock model. The seeds are fixed, so each test passes always or never; a correct
+engine would have failed with probability `ALPHA` at each.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+import transformers as hf
+from scipy import stats
+
+from draftless.drafters.registry import DRAFTERS, make_drafter
+from draftless.engine.sampling import warp
+from draftless.engine.target import TargetModel
+from draftless.params import SamplingParams
+from support.driving import Job, run
+from support.models import build_model
+
+ALPHA = 1e-6
+NUM_TEXTS = 1500
+VOCAB = 6
+PROMPT = [1, 2, 3, 1, 2, 4, 1, 2]
+
+
+@cache
+def small_target() -> TargetModel:
+    config = hf.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
+        initializer_range=0.3, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return TargetModel(build_model(config, "fp32"), "eager")
+
+
+def exact_law(params: SamplingParams) -> dict[tuple[int, ...], float]:
+    """The product of conditionals, from one plain forward over every prefix."""
+    prefixes = torch.tensor([[*PROMPT, *p] for p in product(range(VOCAB), repeat=2)])
+    with torch.inference_mode():
+        logits = small_target().model(prefixes).logits[:, -3:].double()
+    law = {}
+    for prefix, rows in zip(product(range(VOCAB), repeat=2), logits, strict=True):
+        chances = torch.zeros(3, VOCAB, dtype=torch.float64)
+        for place, row in enumerate(rows):
+            scores, ids = warp(row, params)
+            kept = torch.arange(VOCAB) if ids is None else ids
+            chances[place, kept] = scores.softmax(0)
+        before = chances[0, prefix[0]] * chances[1, prefix[1]]
+        for token_id in range(VOCAB):
+            law[*prefix, token_id] = float(before * chances[2, token_id])
+    return law
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("name", [n for n in DRAFTERS if n != "none"])
+def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> None:
+    def params(seed: int) -> SamplingParams:
+        return SamplingParams(max_new_tokens=3, temperature=1.0, seed=seed, **options)
+
+    jobs = [Job(PROMPT, params(seed)) for seed in range(NUM_TEXTS)]
+    results = [
+        result
+        for begin in range(0, NUM_TEXTS, 250)
+        for result in run(small_target(), make_drafter(name), jobs[begin : begin + 250])
+    ]
+    assert any(step.verdict.num_accepted_tokens for r in results for step in r.steps)
+    law = exact_law(params(0))
+    assert sum(law.values()) == pytest.approx(1.0)
+    texts = [tuple(r.token_ids) for r in results]
+    assert all(law[text] > 0 for text in texts)
+    common = [text for text, p in law.items() if p * NUM_TEXTS >= 5]
+    observed = [texts.count(text) for text in common]
+    expected = [law[text] * NUM_TEXTS for text in common]
+    rare = NUM_TEXTS - sum(expected)  # pooled, if there are any
+    if rare >= 5:
+        observed.append(NUM_TEXTS - sum(observed))
+        expected.append(rare)
+    assert stats.chisquare(observed, expected).pvalue > ALPHA

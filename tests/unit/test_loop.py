@@ -1,0 +1,98 @@
+"""Requests: bad input, full contexts, and what a request leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+
+from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.engine.loop import decode, make_request
+from draftless.errors import ConfigError, InputError
+from draftless.params import SamplingParams
+from draftless.types import DraftTree, Row
+from support.driving import Job, run
+from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "the prompt is empty"),
+        ([3, VOCAB_SIZE], f"token id {VOCAB_SIZE} lies outside the vocabulary 0..{VOCAB_SIZE - 1}"),
+        ([3, -1], "token id -1 lies outside"),
+        ([1] * CONTEXT, f"the prompt has {CONTEXT} tokens and the model's context is {CONTEXT}"),
+        ([1] * (CONTEXT + 9), "shorten the prompt"),
+    ],
+    ids=["empty", "high id", "low id", "full", "too long"],
+)
+def test_bad_prompts(prompt: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_request(target("llama"), 0, prompt, SamplingParams(), None, ())
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT - 2, CONTEXT - 7])
+def test_a_context_that_fills_up_ends_with_length(name: str, length: int) -> None:
+    drafter = make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+    job = Job([5, 6, 7] * (length // 3) + [5] * (length % 3), SamplingParams(max_new_tokens=50))
+    (result,) = run(target("llama"), drafter, [job])
+    assert len(result.token_ids) == CONTEXT - length
+    assert result.finish_reason == "length"
+
+
+def test_unknown_drafters_and_options() -> None:
+    with pytest.raises(ConfigError, match="drafter 'magic' is unknown; known are none, prompt-"):
+        make_drafter("magic")
+    with pytest.raises(ConfigError, match=r"'tr-jacobi' has no option bugdet; it knows budget,"):
+        make_drafter("tr-jacobi", {"bugdet": 3})
+    with pytest.raises(ConfigError, match="'none' has no option budget; it knows none"):
+        make_drafter("none", {"budget": 3})
+
+
+def test_default_options_fit_every_drafter() -> None:
+    for name in DRAFTERS:
+        make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+    assert default_options("tr-jacobi", "cuda", 9)["budget"] == 70
+    assert default_options("unknown", "cpu", 9) == {}
+
+
+def test_the_first_token_comes_at_the_prompts_length() -> None:
+    """`max_depth` tells a drafter what can still be used, and shrinks to nothing at the end."""
+    seen: list[int] = []
+
+    class Spy:
+        def reset(self, row: Row) -> None:
+            seen.append(len(row.token_ids))
+
+        def propose(self, rows: list[Row]) -> list[DraftTree]:
+            seen.extend(row.max_depth for row in rows)
+            return [DraftTree.chain(row.token_ids[-1:]) for row in rows]
+
+        def observe(self, records: object) -> None:
+            pass
+
+    run(target("llama"), Spy(), [Job(prompt_ids(6), SamplingParams(max_new_tokens=3))])
+    assert seen == [6, 2, 1, 0]
+
+
+def test_a_stream_that_is_given_up_leaves_nothing_behind() -> None:
+    drafter = make_drafter("tr-jacobi")
+    request = make_request(target("llama"), 0, prompt_ids(9), SamplingParams(), None, ())
+    steps = decode(target("llama"), drafter, [request])
+    next(steps)
+    steps.close()
+    row = weakref.ref(request.row)
+    del request, steps
+    gc.collect()
+    assert row() is None, "the drafter holds its rows weakly"
+
+
+def test_records_of_a_stream_hold_no_logits() -> None:
+    (result,) = run(
+        target("llama"), make_drafter("none"), [Job([1, 2], SamplingParams(max_new_tokens=2))]
+    )
+    assert [step.logits for step in result.steps] == [None, None]
+    assert set(result.steps[0].time_s) == {"propose", "forward", "verify", "commit", "observe"}
+    assert set(result.request.stats.time_s) == {"prefill", *result.steps[0].time_s}
