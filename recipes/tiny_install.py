@@ -47,7 +47,7 @@ def main() -> None:
         name: json.loads((args.work / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("base", "control", "msn")
     }
-    provenance = collect_provenance()
+    provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
     methods = {"tr-jacobi": {"noise_length": 5, "noise_source": "prefix"}}
     manifest = Manifest(methods, "tr-jacobi", PromptFormat(), provenance)
     write_manifest(args.work / "msn/model", manifest)

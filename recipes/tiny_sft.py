@@ -26,7 +26,7 @@ from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 ROW_LENGTHS = (512, 1024, 2048)
 ROWS_PER_MICRO_BATCH = {512: 4, 1024: 2, 2048: 1}
-MAX_LEN = 1400  # a document and its blocks must fit the longest row
+MAX_LEN = 1400  # leaves room for blocks
 # Prompts cost time but teach little.
 PROMPT_WEIGHT = 0.25
 
@@ -46,6 +46,11 @@ def step_stream(
             step, tokens = [], 0
 
 
+def count_tokens(items: list[tuple[Document, int]]) -> int:
+    """Clean tokens of a step, prompts included."""
+    return sum(len(ids) for (ids, _), _ in items)
+
+
 def pack(
     items: list[tuple[Document, int]], planner: NoisePlanner, pad_id: int
 ) -> list[list[BranchRow]]:
@@ -57,6 +62,8 @@ def pack(
             run = runs[0]
             ids = [*ids[: run.start], *run.token_ids, *ids[run.start + len(run.token_ids) :]]
             runs = []
+        while len(ids) + sum(len(run.token_ids) for run in runs) > ROW_LENGTHS[-1]:
+            runs.pop()
         rows.append((ids, labels, runs, len(ids) + sum(len(run.token_ids) for run in runs)))
     bins: dict[int, list[tuple[int, list]]] = {length: [] for length in ROW_LENGTHS}
     for item in sorted(rows, key=lambda item: -item[3]):
@@ -124,7 +131,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--spacing", type=int, default=6)
     parser.add_argument("--noise-weight", type=float, default=1.0, help="of a noise target")
     parser.add_argument("--late-noise-weight", type=float, default=0.2)
-    parser.add_argument("--late-from", type=int, default=200, help="step of the late weight")
+    parser.add_argument("--late-from", type=int, default=160, help="step of the late weight")
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2.5e-3)
@@ -158,13 +165,13 @@ def main() -> None:
     compile_for_training(model)
 
     steps = step_stream(document_stream(documents, 1, PROMPT_WEIGHT), args.clean_tokens)
-    for _ in range(first):
-        next(steps)
+    # The steps that an earlier run has done are drawn again, so the order goes on unbroken.
+    clean_tokens = sum(count_tokens(next(steps)) for _ in range(first))
     log = (args.output / "log.jsonl").open("a")
-    begun, clean_tokens = time.perf_counter(), 0
+    begun = time.perf_counter()
     for step in range(first, args.steps):
         items = next(steps)
-        clean_tokens += sum(len(ids) for (ids, _), _ in items)
+        clean_tokens += count_tokens(items)
         micro_batches = pack(items, planner, tokenizer.pad_token_id)
         num_clean = sum(
             sum(t != IGNORED_LABEL and b < 0 for t, b in zip(row.targets, row.blocks, strict=True))
