@@ -129,14 +129,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--spacing", type=int, default=6)
-    parser.add_argument("--noise-weight", type=float, default=1.0, help="of a noise target")
-    parser.add_argument("--late-noise-weight", type=float, default=0.2)
-    parser.add_argument("--late-from", type=int, default=160, help="step of the late weight")
+    parser.add_argument(
+        "--noise-weights", nargs="+", default=["0:1.0", "160:0.2", "250:0.6"],
+        help="STEP:WEIGHT of a noise target from that step on (docs/log.md says why these)",
+    )  # fmt: skip
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2.5e-3)
     parser.add_argument("--save-every", type=int, default=100)
     return parser.parse_args()
+
+
+def weight_at(step: int, schedule: list[str]) -> float:
+    """The weight of the last `STEP:WEIGHT` that has begun."""
+    pairs = [(int(start), float(weight)) for start, weight in (s.split(":") for s in schedule)]
+    return next(weight for start, weight in sorted(pairs, reverse=True) if start <= step)
 
 
 def make_planner(args: argparse.Namespace, special_ids: list[int]) -> NoisePlanner:
@@ -178,8 +185,7 @@ def main() -> None:
             for rows in micro_batches
             for row in rows
         )
-        # First the new skill fast, then the clean loss that it has cost.
-        noise_weight = args.noise_weight if step < args.late_from else args.late_noise_weight
+        noise_weight = weight_at(step, args.noise_weights)
         sums, counts = torch.zeros(2), torch.zeros(2)
         for rows in micro_batches:
             losses, is_noise = micro_batch_losses(model, rows)
