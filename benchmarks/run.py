@@ -1,6 +1,6 @@
 """Measure plain loops and drafters, interleaved in one process, on the test prompts of every domain.
 
-    python benchmarks/run.py DATA [--model MSN] [--control PLAIN_SFT] [--limit 20] [--out FOLDER]
+    python benchmarks/run.py DATA [--model NAME=FOLDER ...] [--limit 20] [--out FOLDER]
 
 Every prompt is run by every case before the next prompt, in an order that rotates, so that other
 load on the machine hits all alike. Every row is written when it is measured: run the same command
@@ -90,9 +90,7 @@ class Bench:
         self._session = _start_session(folder / "sessions.jsonl")
         self._methods: dict[Case, Method] = {}
         self._models: dict[Case, Draftless] = {}
-        for model_name, path in (("msn", args.model), ("control", args.control)):
-            if path is None:
-                continue
+        for model_name, path in args.model or [("msn", embedded_model_path())]:
             model, methods = make_methods(path, args.dtype, args.max_new_tokens, args.sampling)
             for (method, sampling), function in methods.items():
                 case = Case(model_name, method, sampling, args.dtype)
@@ -141,14 +139,24 @@ def _start_session(file: Path) -> int:
     return number
 
 
+def named_path(argument: str) -> tuple[str, Path]:
+    name, _, path = argument.partition("=")
+    return name, Path(path)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("data", type=Path, help="folder with DOMAIN/test.jsonl.gz")
-    add("--model", type=Path, default=embedded_model_path(), help="the MSN model")
-    add("--control", type=Path, help="plain SFT of the same base")
+    add(
+        "--model",
+        type=named_path,
+        action="append",
+        metavar="NAME=FOLDER",
+        help="a checkpoint and its name in the tables, repeatable; default: msn, the embedded model",
+    )
     add("--limit", type=int, help="prompts per domain")
     add("--max-new-tokens", type=int, default=128)
     add("--dtype", default="bfloat16")
