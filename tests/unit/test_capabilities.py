@@ -79,6 +79,20 @@ def test_alibi_is_found_out_by_trying() -> None:
         TargetModel(hf.BloomForCausalLM(config).double())
 
 
+def test_attention_with_extras_is_found_out_by_trying() -> None:
+    """GPT-OSS adds a learned sink to every softmax; its own eager attention does so too."""
+    config = hf.GptOssConfig(
+        **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
+        sliding_window=8, max_position_embeddings=64, initializer_range=0.3,
+    )  # fmt: skip
+    model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for layer in model.model.layers:
+        torch.nn.init.constant_(layer.self_attn.sinks, 2.0)
+    with pytest.raises(CapabilityError, match="try attention='eager'"):
+        TargetModel(copy.deepcopy(model))
+    assert TargetModel(model, "eager").max_positions == 64
+
+
 def test_a_model_without_a_language_head() -> None:
     model = hf.LlamaModel(hf.LlamaConfig(**SMALL))
     with pytest.raises(CapabilityError, match="no language-model head"):

@@ -44,18 +44,19 @@ class TargetModel:
         check_model(model)
         self.model = model.eval()
         self.config = model.config.get_text_config()
-        self._set_attention(attention)
         self.device: torch.device = next(model.parameters()).device
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.max_positions = context_limit(model.config)
         heads = self.config.num_attention_heads
         with torch.inference_mode():
+            stock_logits = self._stock_logits()
+            self._set_attention(attention)
             self._cache_shape = self._measure_cache_shape()
             self._groups = (
                 heads // self._cache_shape.num_kv_heads if attention == "draftless" else 1
             )
             self._windows = _windows(self.config)
-            self._check_masks_and_positions()
+            self._check_masks_and_positions(stock_logits)
 
     @classmethod
     def from_pretrained(
@@ -111,10 +112,29 @@ class TargetModel:
         keys = cache.layers[0].keys
         return CacheShape(len(cache.layers), keys.shape[1], keys.shape[3], keys.dtype, keys.device)
 
-    def _check_masks_and_positions(self) -> None:
-        """A sibling and its positions must not change a path's logits (ALiBi models fail this)."""
-        tokens = [1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]
+    def _stock_logits(self) -> torch.Tensor:  # [3, V] float32
+        """What the model says to three tokens before anything of it is switched."""
+        token_ids = torch.tensor([self._three_tokens()], device=self.device)
+        logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
+        return logits[0].float()
+
+    def _three_tokens(self) -> list[int]:
+        return [1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]
+
+    def _check_masks_and_positions(self, stock_logits: torch.Tensor) -> None:
+        """Neither our attention nor a sibling and its positions may change a path's logits.
+
+        Attention with sinks or other extras fails the first (GPT-OSS), ALiBi models the second.
+        """
+        tokens = self._three_tokens()
         chain = self._probe([*tokens], tree_layout(chain_parents(3)))
+        difference = (chain - stock_logits).abs().max()
+        if not difference <= 0.2 * chain[-1].std():
+            raise CapabilityError(
+                f"{type(self.model).__name__} computes something else than "
+                f"{self.model.config._attn_implementation!r} attention does (logits differ by "
+                f"{float(difference):.3g}); try attention='eager'"
+            )
         tree = self._probe([tokens[0], 0, *tokens[1:]], tree_layout((-1, 0, 0, 2)))
         difference = (tree[-1] - chain[-1]).abs().max()
         if not difference <= 0.2 * chain[-1].std():
