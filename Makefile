@@ -43,7 +43,7 @@ test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores
 	$(PYTEST) -m 'not full'
 
 test-full: $(VENV)/.dev ## the full product of the equivalence matrix, too
-	$(PYTEST)
+	$(PYTEST) --full
 
 # The engine alone: training has dependencies with floors of their own.
 ENGINE_TESTS := tests/unit tests/equivalence tests/property tests/statistical

@@ -76,8 +76,8 @@ def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> Non
     common = [text for text, p in law.items() if p * NUM_TEXTS >= 5]
     observed = [texts.count(text) for text in common]
     expected = [law[text] * NUM_TEXTS for text in common]
-    rare = NUM_TEXTS - sum(expected)  # pooled, if there are any
-    if rare >= 5:
-        observed.append(NUM_TEXTS - sum(observed))
-        expected.append(rare)
+    observed.append(NUM_TEXTS - sum(observed))  # the rare ones, pooled
+    expected.append(NUM_TEXTS - sum(expected))
+    if expected[-1] < 5:
+        observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
     assert stats.chisquare(observed, expected).pvalue > ALPHA
