@@ -72,8 +72,9 @@ def test_a_response_that_is_too_short_stays_clean(num_response: int) -> None:
 @pytest.mark.parametrize("mode", ["inline", "branch"])
 @pytest.mark.parametrize("source", ["prefix", "vocabulary"])
 def test_noise_stays_in_responses_and_off_special_tokens(mode: str, source: str) -> None:
-    ids = [BOS, 10, 11, 20, 21, 22, EOS, 12, 13, 30, 31, 32, 33, EOS]
-    labels = [-100, -100, -100, 20, 21, 22, EOS, -100, -100, 30, 31, 32, 33, EOS]
+    first, second = [20, 21, 22, EOS], [30, 31, 32, EOS, 33, 34, 35, EOS]
+    ids = [BOS, 10, 11, *first, 12, 13, *second]
+    labels = [-100, -100, -100, *first, -100, -100, *second]
     seen = set()
     for epoch in range(300):
         for run in planner(mode=mode, source=source, length=2).plan(ids, labels, epoch):
@@ -82,7 +83,7 @@ def test_noise_stays_in_responses_and_off_special_tokens(mode: str, source: str)
             assert not SPECIAL & set(run.token_ids)
             if source == "prefix":
                 assert set(run.token_ids) <= set(ids[: run.start])
-    assert seen == {3, 4, 5, 9, 10, 11, 12}
+    assert seen == {3, 4, 5, 9, 10, 11, 13, 14, 15}
 
 
 def test_vocabulary_noise_reaches_every_ordinary_id() -> None:
