@@ -55,11 +55,11 @@ def test_inline_starts_are_uniform_over_the_response_and_spare_its_last_token() 
     assert all(abs(count - 750) < 120 for count in starts.values())  # 5 sigma
 
 
-def test_inline_without_eos_leaves_the_last_response_token() -> None:
+@pytest.mark.parametrize("next_turn", [[], [12, 13]])
+def test_inline_without_eos_leaves_the_last_response_token(next_turn: list[int]) -> None:
     ids, labels = document(8)
-    starts = {
-        run.start for epoch in range(200) for run in planner().plan(ids[:-1], labels[:-1], epoch)
-    }
+    ids, labels = [*ids[:-1], *next_turn], [*labels[:-1], *[-100] * len(next_turn)]
+    starts = {run.start for epoch in range(200) for run in planner().plan(ids, labels, epoch)}
     assert starts == {4, 5, 6}
 
 
@@ -134,6 +134,14 @@ def test_branch_blocks_cover_the_response_evenly_and_end_with_it() -> None:
             assert len(run.token_ids) == min(5, len(ids) - 1 - run.start)
     assert sorted(starts) == list(range(4, 34))
     assert all(abs(count - 200) < 65 for count in starts.values())  # 1200 / 6, 5 sigma
+
+
+def test_every_noise_token_of_a_block_has_a_target() -> None:
+    ids, labels = document(12)
+    ids, labels = [*ids[:-1], 12, 13], [*labels[:-1], -100, -100]
+    for epoch in range(100):
+        for run in planner(mode="branch", spacing=2).plan(ids, labels, epoch):
+            assert -100 not in labels[run.start + 1 : run.start + 1 + len(run.token_ids)]
 
 
 @pytest.mark.parametrize(
