@@ -1,6 +1,6 @@
 """Make the sample records that ship with the package: the first permitted ones of every domain.
 
-    python recipes/sample_data.py DATA src/draftless/assets/samples
+python recipes/sample_data.py DATA src/draftless/assets/samples
 """
 
 from __future__ import annotations
