@@ -25,7 +25,7 @@ from draftless import Draftless, embedded_model_path
 from draftless.provenance import collect_provenance
 
 HERE = Path(__file__).parent
-WARM_UP_PROMPTS = 2
+WARM_UP_PROMPTS = 1
 
 
 def read_prompts(data: Path, limit: int | None) -> list[dict[str, str]]:
