@@ -101,12 +101,9 @@ def bushy(plant: Planter, depth: int) -> None:
 
 
 def crowd(plant: Planter, depth: int) -> None:
-    """The right token behind so many wrong ones that any other draw hits one of them."""
-    node = 0
-    for d in range(1, depth + 1):
-        for offset in range(1, VOCAB_SIZE // 2):
-            plant.add(node, plant.wrong(d, offset))
-        node = plant.add(node, plant.right(d))
+    """So many wrong tokens and not the right one that almost any other draw hits one of them."""
+    for offset in range(1, VOCAB_SIZE - depth):
+        plant.add(0, plant.wrong(1, offset))
 
 
 def cut(plant: Planter, depth: int) -> None:
@@ -117,7 +114,7 @@ PLANS: tuple[tuple[Callable[[Planter, int], None], int], ...] = (
     (wrong_tail, 3),
     (all_wrong, 2),
     (among_siblings, 3),
-    (crowd, 2),
+    (crowd, 1),
     (probes_only, 3),
     (right_chain, 4),
     (cut, 0),
