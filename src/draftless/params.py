@@ -79,6 +79,7 @@ class SamplingParams:
     sample_index: int = 0
 
     def __post_init__(self) -> None:
+        self._fill_empty()
         self._normalise("stop", str)
         self._normalise("eos_token_ids", int)
         _whole("max_new_tokens", self.max_new_tokens, 1)
@@ -108,6 +109,12 @@ class SamplingParams:
             raise ConfigError("an empty stop string would stop everything; leave it out")
         if any(len(words) == 0 for words in self.bad_words_ids):
             raise ConfigError("bad_words_ids holds an empty sequence; leave it out")
+
+    def _fill_empty(self) -> None:
+        """Lists may be given as None, as a GenerationConfig leaves them."""
+        for name, default in _DEFAULTS.items():
+            if default == () and getattr(self, name) is None:
+                object.__setattr__(self, name, ())
 
     def _normalise(self, name: str, single: type) -> None:
         """Make a tuple of a field that may be given as one value."""

@@ -126,6 +126,10 @@ def test_a_generation_config_is_honoured(model: Draftless) -> None:
     assert output.token_ids == expected.token_ids
 
 
+def test_none_is_an_empty_list_of_options() -> None:
+    assert SamplingParams(stop=None, bad_words_ids=None) == SamplingParams()  # type: ignore[arg-type]
+
+
 def test_no_seed_draws_one_and_returns_it(model: Draftless) -> None:
     first, second = (model.generate(PROMPTS[0], temperature=1.0) for _ in range(2))
     assert first.seed != second.seed
