@@ -30,7 +30,7 @@ from draftless.training.config import TrainConfig
 from draftless.training.data import encode_records, hold_back, read_records
 from draftless.training.evaluate import evaluate_model
 from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
-from draftless.training.packing import PaddingCollator, pack_documents
+from draftless.training.packing import pack_documents
 
 LOG_NAME = "training_log.json"
 _EVAL_BATCH = 4
@@ -173,8 +173,8 @@ def _make_model(config: TrainConfig) -> PreTrainedModel:
         )
     if config.from_scratch is not None:
         # What follows from the sizes is dropped with them, or a stale value would contradict.
-        derived = {"head_dim": None, "layer_types": None}
-        known = {**shape.to_dict(), **{k: v for k, v in derived.items() if k in shape.to_dict()}}
+        known = shape.to_dict()
+        known.update({name: None for name in ("head_dim", "layer_types") if name in known})
         shape = type(shape).from_dict({**known, **config.from_scratch})
         model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
     else:
@@ -267,8 +267,7 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
 def _eval_batches(run: Run) -> list[dict[str, torch.Tensor]]:
     """Noise of epoch 0 beside the held-back documents, the same in every evaluation."""
     settings = replace(run.collator.planner.settings, mode="branch", clean_share=0.0)
-    padding = PaddingCollator(run.collator.pad_id)
-    collator = NoiseCollator.from_tokenizer(run.tokenizer, settings, padding)
+    collator = NoiseCollator.from_tokenizer(run.tokenizer, settings)
     collator.adds_depths = True
     starts = range(0, len(run.held), _EVAL_BATCH)
     return [dict(collator(run.held[start : start + _EVAL_BATCH])) for start in starts]
