@@ -19,13 +19,13 @@ import torch
 import torch.distributed as dist
 from tiny_data import Document, document_stream, read_documents
 from tiny_model import compile_for_training, new_model, token_losses
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from draftless.prompts import IGNORED_LABEL
 from draftless.training.layer_dropout import LayerDropout
 
 MICRO_TOKENS = 2048
-ROW_LENGTHS = (40, 56, 88, 104, 128, 160, 200, 240, 288, 344, 448, 640, 1856)
+ROW_LENGTHS = (40, 56, 88, 104, 128, 160, 200, 240, 288, 344, 448, 640, 960, 1856)
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # ids and labels, each [B, T] int64
 
@@ -172,6 +172,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="weights to go on from; else a new model")
+    parser.add_argument("--skip-steps", type=int, default=0, help="of data that --init has seen")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--micro-batches", type=int, default=8, help="per step, over all ranks")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
@@ -209,7 +211,10 @@ def main() -> None:
         dist.init_process_group("gloo")
     args.output.mkdir(parents=True, exist_ok=True)
     documents = read_documents(args.data, "train", args.tokenizer, args.tokenizer.parent)
-    model = new_model(seed=0).to(torch.bfloat16)
+    if args.init:
+        model = AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.bfloat16).train()
+    else:
+        model = new_model(seed=0).to(torch.bfloat16)
     masters = MasterOptimizer(model, args, rank, world)
     first = newest_state(args.output, world) or 0
     if first:
@@ -220,7 +225,7 @@ def main() -> None:
     dropout = LayerDropout(model.model.layers, args.layer_dropout)
 
     batches = batch_stream(document_stream(documents, seed=0, prompt_weight=1.0))
-    for _ in range(first * args.micro_batches):
+    for _ in range((args.skip_steps + first) * args.micro_batches):
         next(batches)
     begun = time.perf_counter()
     with (args.output / f"log-{rank}.jsonl").open("a") as log:

@@ -179,6 +179,8 @@ class Draftless:
                 text=request.stops.take_text(is_last=reason is not None),
                 token_ids=record.verdict.token_ids,
                 num_accepted_tokens=record.verdict.num_accepted_tokens,
+                sources=record.sources,
+                num_draft_tokens=record.tree.num_draft_tokens,
                 output=_output(request, reason) if reason else None,
             )
 

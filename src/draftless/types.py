@@ -37,24 +37,28 @@ class DraftTree:
         is_probe: `N` flags, or empty if there is no probe. A probe is fed only to read its logits
             and is never accepted; nothing but probes may hang under a probe.
         scores: `N` estimated path probabilities, or empty; the engine reads none of them.
+        sources: `N` short names of what drafted each node (`retrieval`, `denoised`, ...; the root's
+            is empty), or empty; for whoever looks on, the engine reads none of them.
     """
 
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]
     is_probe: tuple[bool, ...] = ()
     scores: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         num_nodes = len(self.token_ids)
-        for name in ("parents", "is_probe", "scores"):
+        for name in ("parents", "is_probe", "scores", "sources"):
             length = len(getattr(self, name))
             if length != num_nodes and (name == "parents" or length):
                 raise ConfigError(f"a draft tree of {num_nodes} tokens has {length} {name}")
 
     @classmethod
-    def chain(cls, token_ids: Sequence[int]) -> DraftTree:
-        """The root followed by one chain of drafts."""
-        return cls(tuple(token_ids), chain_parents(len(token_ids)))
+    def chain(cls, token_ids: Sequence[int], source: str = "") -> DraftTree:
+        """The root followed by one chain of drafts, all from one source."""
+        sources = ("", *[source] * (len(token_ids) - 1)) if source else ()
+        return cls(tuple(token_ids), chain_parents(len(token_ids)), sources=sources)
 
     @property
     def num_nodes(self) -> int:
@@ -154,6 +158,13 @@ class StepRecord:
     verdict: Verdict
     logits: torch.Tensor | None = None
     time_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What drafted each committed token; empty for the target's own (the last one)."""
+        accepted = self.verdict.path[1 : len(self.verdict.token_ids)]
+        named = [self.tree.sources[node] if self.tree.sources else "draft" for node in accepted]
+        return (*named, *[""] * (len(self.verdict.token_ids) - len(named)))
 
 
 class Drafter(Protocol):
@@ -255,10 +266,14 @@ class Chunk:
         text: text that became certain (held back while it may begin a stop string).
         token_ids: tokens committed in this step.
         num_accepted_tokens: how many of them, from the first on, were drafts.
+        sources: what drafted each of them (`DraftTree.sources`); empty for the target's own.
+        num_draft_tokens: nodes of this step's tree that could be accepted.
         output: the complete result with the last chunk, None before.
     """
 
     text: str
     token_ids: tuple[int, ...]
     num_accepted_tokens: int
+    sources: tuple[str, ...] = ()
+    num_draft_tokens: int = 0
     output: Output | None = None

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
-from draftless.drafters.ngram import NgramIndex
+from draftless.drafters.ngram import RETRIEVAL, NgramIndex
 from draftless.errors import ConfigError
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
 from draftless.types import DraftTree, Row, StepRecord
@@ -34,6 +34,7 @@ _MEDUSA_63 = (
     "40 21 004 005 0000 011 006 030 50 13 007 008 009 60 040 14 70 012 200 31 22 80 050 15 101 021 "
     "90 060 0001 16 070"
 )
+_DENOISED, _NOISE = "denoised", "noise"  # the sources, beside retrieval
 _NOISE_SALT = 0x4A41  # so that the decoder's noise is not the training's
 
 Path = tuple[int, ...]
@@ -101,10 +102,11 @@ class TRJacobiDrafter:
         template = jacobi_template(self._depth, self._top_k)
         guesses = self._guesses(row, state, depth)
         for path in template[:depth]:
-            builder.add_path(path, guesses)
+            source = _DENOISED if len(path) <= len(state.guesses) else _NOISE
+            builder.add_path(path, guesses, source)
         builder.add_chain(self._retrieve(row, state))
         for path in template[self._depth :]:
-            builder.add_path(path, guesses)
+            builder.add_path(path, guesses, _DENOISED)
         return builder.tree()
 
     def _guesses(self, row: Row, state: _State, depth: int) -> list[list[int]]:
@@ -169,6 +171,7 @@ class _TreeBuilder:
         self._budget = budget
         self._token_ids = [root]
         self._parents = [-1]
+        self._sources = [""]
         self._nodes: dict[tuple[int, int], int] = {}
         self._by_path: dict[Path, int] = {(): 0}
 
@@ -176,29 +179,30 @@ class _TreeBuilder:
         node: int | None = 0
         for token_id in token_ids:
             if node is not None:
-                node = self._add(node, token_id)
+                node = self._add(node, token_id, RETRIEVAL)
 
-    def add_path(self, path: Path, guesses: Sequence[Sequence[int]]) -> None:
+    def add_path(self, path: Path, guesses: Sequence[Sequence[int]], source: str) -> None:
         """Add the node at `path`, if its parent is there and its cell has a guess."""
         parent = self._by_path.get(path[:-1])
         if parent is None or len(path) > len(guesses):
             return
         cell = guesses[len(path) - 1]
         if path[-1] < len(cell):
-            node = self._add(parent, cell[path[-1]])
+            node = self._add(parent, cell[path[-1]], source)
             if node is not None:
                 self._by_path[path] = node
 
-    def _add(self, parent: int, token_id: int) -> int | None:
+    def _add(self, parent: int, token_id: int, source: str) -> int | None:
         node = self._nodes.get((parent, token_id))
         if node is None and len(self._token_ids) < self._budget:
             node = self._nodes[parent, token_id] = len(self._token_ids)
             self._token_ids.append(token_id)
             self._parents.append(parent)
+            self._sources.append(source)
         return node
 
     def tree(self) -> DraftTree:
-        return DraftTree(tuple(self._token_ids), tuple(self._parents))
+        return DraftTree(tuple(self._token_ids), tuple(self._parents), sources=tuple(self._sources))
 
 
 @lru_cache(maxsize=4096)

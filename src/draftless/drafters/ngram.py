@@ -14,6 +14,9 @@ from draftless.errors import ConfigError
 from draftless.types import DraftTree, Row, StepRecord
 
 
+RETRIEVAL = "retrieval"  # the name of this source in `DraftTree.sources`
+
+
 class NgramIndex:
     """Where each n-gram of a growing text was last followed by something."""
 
@@ -76,7 +79,7 @@ class PromptLookupDrafter:
         self._indexes[row] = NgramIndex(*self._ngrams)
 
     def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
-        return [DraftTree.chain([row.token_ids[-1], *self._draft(row)]) for row in rows]
+        return [DraftTree.chain([row.token_ids[-1], *self._draft(row)], RETRIEVAL) for row in rows]
 
     def _draft(self, row: Row) -> list[int]:
         count = min(self._num_draft_tokens, row.max_depth)

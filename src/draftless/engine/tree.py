@@ -23,14 +23,15 @@ def select(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:
         parents=tuple(new_index[tree.parents[n]] if n else -1 for n in nodes),
         is_probe=tuple(tree.is_probe[n] for n in nodes) if tree.is_probe else (),
         scores=tuple(tree.scores[n] for n in nodes) if tree.scores else (),
+        sources=tuple(tree.sources[n] for n in nodes) if tree.sources else (),
     )
 
 
 def merge_siblings(tree: DraftTree) -> DraftTree:
     """Merge siblings that carry the same token, so that a walk reaches all of their children.
 
-    A draft and a probe are never merged. The first of equal siblings keeps its place; scores of
-    merged nodes keep the largest.
+    A draft and a probe are never merged. The first of equal siblings keeps its place and source;
+    scores of merged nodes keep the largest.
     """
     key_to_node: dict[tuple[int, int, bool], int] = {}
     target: list[int] = []
@@ -52,5 +53,6 @@ def merge_siblings(tree: DraftTree) -> DraftTree:
         tuple(target[parent] if node else -1 for node, parent in enumerate(tree.parents)),
         tree.is_probe,
         tuple(scores),
+        tree.sources,
     )
     return select(merged, [node for node, kept in enumerate(target) if kept == node])
