@@ -83,6 +83,7 @@ class Turn:
         num_looping: tokens inside repeats of period 8 or less (`loops.looping_tokens`).
         margin: where it departs from our plain loop; None if all tokens are equal, and for
             that loop itself.
+        pieces: text of each token, "" where a character is not complete yet; empty if not known.
     """
 
     prompt_len: int
@@ -100,6 +101,7 @@ class Turn:
     time_s: dict[str, float] = field(default_factory=dict)
     num_looping: int = 0
     margin: Margin | None = None
+    pieces: list[str] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
