@@ -81,7 +81,7 @@ def compile_for_training(model: LlamaForCausalLM) -> None:
     model.model.norm.compile(dynamic=False)
 
 
-def _summed_loss(
+def _token_losses(
     hidden: torch.Tensor,  # [N, hidden] bf16
     head: torch.Tensor,  # [V, hidden] bf16
     labels: torch.Tensor,  # [N] int64
@@ -90,4 +90,21 @@ def _summed_loss(
     return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
-token_losses = torch.compile(_summed_loss, dynamic=False)
+def _label_losses(
+    logits: torch.Tensor,  # [N, V] bf16
+    labels: torch.Tensor,  # [N] int64
+) -> torch.Tensor:  # [N] fp32, zero where the label is -100
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def _distribution_losses(
+    logits: torch.Tensor,  # [N, V] bf16
+    teacher: torch.Tensor,  # [N, V] bf16 logits, without gradient
+) -> torch.Tensor:  # [N] fp32: cross-entropy against the teacher's distribution
+    probs = teacher.float().softmax(-1)
+    return -(probs * logits.float().log_softmax(-1)).sum(-1)
+
+
+token_losses = torch.compile(_token_losses, dynamic=False)
+label_losses = torch.compile(_label_losses, dynamic=False)
+distribution_losses = torch.compile(_distribution_losses, dynamic=False)

@@ -12,16 +12,17 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tiny_base import MasterOptimizer, newest_state, save_state
 from tiny_data import Document, document_stream, read_documents
-from tiny_model import compile_for_training, token_losses
+from tiny_model import compile_for_training, distribution_losses, label_losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from draftless.prompts import IGNORED_LABEL
-from draftless.training.branches import BranchRow, branch_mask
+from draftless.training.branches import BranchRow, branch_mask, noise_depths
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 ROW_LENGTHS = (512, 1024, 2048)
@@ -95,10 +96,34 @@ def build_row(members: list, length: int, pad_id: int) -> BranchRow:
     return row
 
 
+@dataclass
+class Losses:
+    """Losses of one micro-batch.
+
+    Attributes:
+        clean: `[N]` fp32, one per clean target (zero where the list was filled up).
+        noise: `[M]` fp32, one per noise target, likewise.
+        agreements: share of noise targets where the noise token predicts what the clean token at
+            its place predicts: what an accepted guess needs.
+    """
+
+    clean: torch.Tensor
+    noise: torch.Tensor | None
+    num_clean: int
+    num_noise: int
+    num_agreements: int
+
+
 def micro_batch_losses(
-    model: LlamaForCausalLM, rows: list[BranchRow]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of every target `[N]` fp32, and whether its place is noise `[N]` bool."""
+    model: LlamaForCausalLM, rows: list[BranchRow], noise_targets: str
+) -> Losses:
+    """Losses of a micro-batch; noise targets are the labels, or the model's own clean prediction.
+
+    A noise token and the clean token at its place predict the same next token, one of them
+    without having seen the tokens between. With `noise_targets="model"` the noise token learns
+    the clean token's whole distribution (no gradient flows into it): what a draft has to hit is
+    the model's own next token, and a distribution says more than one token drawn from it.
+    """
     mask = torch.zeros(1, dtype=torch.bfloat16).expand(branch_mask(rows).shape)
     mask = mask.masked_fill(~branch_mask(rows), float("-inf"))
     hidden = model.model(
@@ -107,16 +132,45 @@ def micro_batch_losses(
         attention_mask=mask,
         use_cache=False,
     ).last_hidden_state.flatten(0, 1)
+    head = model.lm_head.weight
     targets = torch.tensor([row.targets for row in rows]).flatten()
     is_noise = torch.tensor([row.blocks for row in rows]).flatten() >= 0
-    # Half of the places have no target; a head of few sizes is compiled few times.
-    places = (targets != IGNORED_LABEL).nonzero().flatten()
-    size = -(-len(places) // 256) * 256
-    places = torch.cat([places, places.new_zeros(size - len(places))])
-    chosen = targets[places]
-    chosen[(targets != IGNORED_LABEL).sum() :] = IGNORED_LABEL
-    losses = token_losses(hidden[places], model.lm_head.weight, chosen)
-    return losses, is_noise[places]
+    clean = ((targets != IGNORED_LABEL) & ~is_noise).nonzero().flatten()
+    noise = ((targets != IGNORED_LABEL) & is_noise).nonzero().flatten()
+    clean_logits = hidden[filled(clean)] @ head.t()
+    losses = Losses(
+        clean=label_losses(clean_logits, filled(targets[clean], IGNORED_LABEL)),
+        noise=None,
+        num_clean=len(clean),
+        num_noise=len(noise),
+        num_agreements=0,
+    )
+    if not len(noise):
+        return losses
+    noise_logits = hidden[filled(noise)] @ head.t()
+    twins = torch.searchsorted(clean, clean_twins(rows)[noise])
+    own = clean_logits.detach()[twins]  # [M, V]: what the clean token at each place says
+    hits = noise_logits.detach()[: len(noise)].argmax(-1) == own.argmax(-1)
+    losses.num_agreements = int(hits.sum())
+    if noise_targets == "model":
+        # Rows that only fill up have a uniform teacher and are cut off.
+        own = torch.nn.functional.pad(own, (0, 0, 0, len(noise_logits) - len(noise)))
+        losses.noise = distribution_losses(noise_logits, own)[: len(noise)]
+    else:
+        losses.noise = label_losses(noise_logits, filled(targets[noise], IGNORED_LABEL))
+    return losses
+
+
+def filled(values: torch.Tensor, value: int = 0) -> torch.Tensor:
+    """Lengthened to a multiple of 256: a function of few sizes is compiled few times."""
+    return torch.nn.functional.pad(values, (0, -len(values) % 256), value=value)
+
+
+def clean_twins(rows: list[BranchRow]) -> torch.Tensor:  # [B * N] int64
+    """Flat index of the clean token at the place of each noise token."""
+    limits = torch.tensor([row.limits for row in rows])  # [B, N]
+    starts = torch.arange(len(rows))[:, None] * limits.shape[1]
+    return (starts + limits + noise_depths(rows)).flatten()
 
 
 def parse_args() -> argparse.Namespace:
@@ -129,21 +183,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--spacing", type=int, default=6)
-    parser.add_argument(
-        "--noise-weights", nargs="+", default=["0:1.0", "160:0.2", "250:0.6"],
-        help="STEP:WEIGHT of a noise target from that step on (docs/log.md says why these)",
-    )  # fmt: skip
+    parser.add_argument("--noise-weight", type=float, default=1.0, help="of a noise target")
+    parser.add_argument("--noise-targets", choices=("labels", "model"), default="labels")
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2.5e-3)
     parser.add_argument("--save-every", type=int, default=100)
     return parser.parse_args()
-
-
-def weight_at(step: int, schedule: list[str]) -> float:
-    """The weight of the last `STEP:WEIGHT` that has begun."""
-    pairs = [(int(start), float(weight)) for start, weight in (s.split(":") for s in schedule)]
-    return next(weight for start, weight in sorted(pairs, reverse=True) if start <= step)
 
 
 def make_planner(args: argparse.Namespace, special_ids: list[int]) -> NoisePlanner:
@@ -185,15 +231,17 @@ def main() -> None:
             for rows in micro_batches
             for row in rows
         )
-        noise_weight = weight_at(step, args.noise_weights)
-        sums, counts = torch.zeros(2), torch.zeros(2)
+        sums = dict.fromkeys(("clean", "noise", "num_clean", "num_noise", "num_agreements"), 0.0)
         for rows in micro_batches:
-            losses, is_noise = micro_batch_losses(model, rows)
-            weights = torch.where(is_noise, noise_weight, 1.0)
-            (losses * weights).sum().backward()
-            for kind, chosen in enumerate((~is_noise, is_noise)):
-                sums[kind] += losses.detach()[chosen].sum()
-                counts[kind] += int((losses.detach()[chosen] > 0).sum())
+            losses = micro_batch_losses(model, rows, args.noise_targets)
+            total = losses.clean.sum()
+            sums["clean"] += total.item()
+            if losses.noise is not None:
+                sums["noise"] += losses.noise.sum().item()
+                total = total + args.noise_weight * losses.noise.sum()
+            total.backward()
+            for name in ("num_clean", "num_noise", "num_agreements"):
+                sums[name] += getattr(losses, name)
         scale = min(1.0, (step + 1) / 30) * (args.steps - step) / args.steps
         norm = masters.step(num_clean, scale)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
@@ -201,9 +249,10 @@ def main() -> None:
             if step + 1 < args.steps:
                 model.save_pretrained(args.output / "model")
                 tokenizer.save_pretrained(args.output / "model")
-        means = (sums / counts.clamp(min=1)).tolist()
-        row = {"step": step, "clean": means[0], "noise": means[1], "norm": norm, "tokens": clean_tokens,
-               "noised": int(counts[1]), "targets": num_clean,
+        num_noise = max(1.0, sums["num_noise"])
+        row = {"step": step, "clean": sums["clean"] / num_clean, "noise": sums["noise"] / num_noise,
+               "agreement": sums["num_agreements"] / num_noise, "norm": norm,
+               "tokens": clean_tokens, "noised": sums["num_noise"], "targets": num_clean,
                "time_s": round(time.perf_counter() - begun, 1)}  # fmt: skip
         print(json.dumps(row), file=log, flush=True)
     model.save_pretrained(args.output / "model")

@@ -101,6 +101,21 @@ class PromptFormat:
         return prompt_ids + response_ids, [IGNORED_LABEL] * len(prompt_ids) + response_ids
 
 
+def check_messages(messages: object, name: str) -> list[Message]:
+    """The messages of a chat, checked.
+
+    Raises:
+        InputError: if it is no list of objects with `role` and `content`, or an empty one.
+    """
+    is_chat = isinstance(messages, list) and all(
+        isinstance(message, Mapping) and {"role", "content"} <= set(message) for message in messages
+    )
+    if not is_chat or not messages:
+        raise InputError(f'{name} must be a list like [{{"role": "user", "content": "Hello"}}]')
+    assert isinstance(messages, list)
+    return messages
+
+
 def _user(prompt: str) -> Message:
     return {"role": "user", "content": prompt}
 

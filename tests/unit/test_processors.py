@@ -8,9 +8,12 @@ import pytest
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from draftless.drafters.ngram import NullDrafter
 from draftless.engine.processors import make_processors, make_rare_warpers
+from draftless.errors import ConfigError
 from draftless.params import SamplingParams
-from support.models import stock_model
+from support.driving import Job, run
+from support.models import VOCAB_SIZE, stock_model, target
 
 CPU = torch.device("cpu")
 PROMPT_LEN = 4
@@ -119,3 +122,32 @@ def test_nothing_runs_where_nothing_is_asked_for() -> None:
     assert not SamplingParams(temperature=0.7, top_k=4, top_p=0.4, min_p=0.1).has_processors
     assert not SamplingParams(temperature=0.7, top_k=4, top_p=0.4, min_p=0.1).has_rare_warpers
     assert all(SamplingParams(**o).has_processors for n, o in OPTIONS.items() if n != "nothing")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bad_words_ids": [[3, VOCAB_SIZE]]},
+        {"sequence_bias": [[[-1], 2.0]]},
+        {"suppress_tokens": [VOCAB_SIZE]},
+        {"begin_suppress_tokens": [1, VOCAB_SIZE]},
+        {"forced_bos_token_id": VOCAB_SIZE},
+        {"forced_eos_token_id": VOCAB_SIZE},
+        {"eos_token_ids": VOCAB_SIZE},
+    ],
+)
+def test_ids_that_the_model_lacks_are_refused_before_any_work(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(options))} holds token id .* outside"):
+        run(target("llama"), NullDrafter(), [Job([1, 2], SamplingParams(seed=0, **options))])
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_h": 0.5}])
+def test_a_request_that_excludes_every_token_is_told_so(sampling: dict[str, Any]) -> None:
+    everything = SamplingParams(seed=0, suppress_tokens=range(VOCAB_SIZE), **sampling)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="exclude every token at position 2"):
+        run(target("llama"), NullDrafter(), [Job([1, 2], everything)])
+    all_but_one = SamplingParams(
+        seed=0, suppress_tokens=range(1, VOCAB_SIZE), max_new_tokens=2, **sampling  # type: ignore[arg-type]
+    )  # fmt: skip
+    (result,) = run(target("llama"), NullDrafter(), [Job([1, 2], all_but_one)])
+    assert result.token_ids == [0, 0]

@@ -111,8 +111,11 @@ def test_a_model_that_ignores_the_tree_mask_is_refused(monkeypatch: pytest.Monke
         return masks(self, lengths, chains, width, context)
 
     monkeypatch.setattr(TargetModel, "_masks", causal)
+    model = copy.deepcopy(stock_model("llama"))
+    model.set_attn_implementation("eager")
     with pytest.raises(CapabilityError, match="does not honour 4-D masks"):
-        TargetModel(copy.deepcopy(stock_model("llama")))
+        TargetModel(model)
+    assert model.config._attn_implementation == "eager", "a refused model stays what it was"
 
 
 def test_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:

@@ -119,16 +119,13 @@ def read_messages(source: str, name: str) -> list[Message]:
     Raises:
         InputError: if it is no list of objects with `role` and `content`.
     """
+    from draftless.prompts import check_messages
+
     try:
         messages = json.loads(source)
     except json.JSONDecodeError as error:
         raise InputError(f"{name} is not JSON: {error}") from error
-    is_chat = isinstance(messages, list) and all(
-        isinstance(message, dict) and {"role", "content"} <= set(message) for message in messages
-    )
-    if not is_chat or not messages:
-        raise InputError(f'{name} must be a list like [{{"role": "user", "content": "Hello"}}]')
-    return list(messages)
+    return check_messages(messages, name)
 
 
 def await_output(chunks: Iterable[Chunk], num_tokens: int) -> Output:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftless.engine.cache import KVCache
+from draftless.engine.processors import check_token_ids
 from draftless.engine.sampling import PositionNoise, TokenSampler
 from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
@@ -51,8 +52,10 @@ def make_request(
     Raises:
         InputError: for an empty prompt, ids outside the vocabulary, or a prompt that leaves no
             room in the model's context.
+        ConfigError: an option names an id outside the vocabulary.
     """
     _check_prompt(prompt_ids, target)
+    check_token_ids(params, target.vocab_size)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     if params.eos_token_ids is not None:

@@ -11,7 +11,32 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process as hf
 
+from draftless.errors import ConfigError
 from draftless.params import SamplingParams
+
+
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse ids that the model does not have, before any work.
+
+    Raises:
+        ConfigError: an option names an id outside `0 .. vocab_size-1`.
+    """
+    forced = {"forced_bos_token_id": params.forced_bos_token_id,
+              "forced_eos_token_id": params.forced_eos_token_id}  # fmt: skip
+    named: dict[str, Sequence[int]] = {
+        "bad_words_ids": [i for ids in params.bad_words_ids for i in ids],
+        "sequence_bias": [i for ids, _ in params.sequence_bias for i in ids],
+        "suppress_tokens": params.suppress_tokens,
+        "begin_suppress_tokens": params.begin_suppress_tokens,
+        "eos_token_ids": params.eos_token_ids or (),  # type: ignore[dict-item] # a tuple by now
+        **{name: [token_id] for name, token_id in forced.items() if token_id is not None},
+    }
+    for name, ids in named.items():
+        for token_id in ids:
+            if not 0 <= token_id < vocab_size:
+                raise ConfigError(
+                    f"{name} holds token id {token_id}, outside the vocabulary 0..{vocab_size - 1}"
+                )
 
 
 def make_processors(

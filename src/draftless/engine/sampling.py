@@ -10,12 +10,18 @@ from collections.abc import Sequence
 import torch
 
 from draftless.engine.processors import make_processors, make_rare_warpers
+from draftless.errors import ConfigError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Row
 
 _TOP_P_CANDIDATES = (64, 512)
 """How many tokens the fast top-p looks at before it falls back to the whole vocabulary."""
+
+_NOTHING_LEFT = (
+    "the options exclude every token at position {position}: look at bad_words_ids, suppress_tokens, "
+    "prefix_allowed_tokens_fn and your own logits_processors"
+)
 
 
 def lowest_argmax(scores: torch.Tensor) -> int:
@@ -82,7 +88,11 @@ class TokenSampler:
         self._logits = logits
 
     def draw(self, node: int, path_ids: Sequence[int]) -> int:
-        """The target's token after the committed ids and `path_ids`, from `node`'s logits."""
+        """The target's token after the committed ids and `path_ids`, from `node`'s logits.
+
+        Raises:
+            ConfigError: the request's own options leave no token that could be drawn.
+        """
         logits = self._logits[node]
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         prefix: torch.Tensor | None = None
@@ -91,6 +101,8 @@ class TokenSampler:
             prefix = torch.tensor([ids], device=scores.device)
         if self._processors is not None:
             scores = self._processors(prefix, scores[None].clone())[0]
+            if bool(torch.isneginf(scores).all()):
+                raise ConfigError(_NOTHING_LEFT.format(position=len(ids)))
         if self._row.noise is None:
             return lowest_argmax(scores)
         if self._rare is not None:

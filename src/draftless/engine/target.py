@@ -48,15 +48,20 @@ class TargetModel:
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.max_positions = context_limit(model.config)
         heads = self.config.num_attention_heads
-        with torch.inference_mode():
-            stock_logits = self._stock_logits()
-            self._set_attention(attention)
-            self._cache_shape = self._measure_cache_shape()
-            self._groups = (
-                heads // self._cache_shape.num_kv_heads if attention == "draftless" else 1
-            )
-            self._windows = _windows(self.config)
-            self._check_masks_and_positions(stock_logits)
+        stock_attention = model.config._attn_implementation
+        try:
+            with torch.inference_mode():
+                stock_logits = self._stock_logits()
+                self._set_attention(attention)
+                self._cache_shape = self._measure_cache_shape()
+                self._groups = (
+                    heads // self._cache_shape.num_kv_heads if attention == "draftless" else 1
+                )
+                self._windows = _windows(self.config)
+                self._check_masks_and_positions(stock_logits)
+        except Exception:
+            model.set_attn_implementation(stock_attention)  # a refused model stays what it was
+            raise
 
     @classmethod
     def from_pretrained(

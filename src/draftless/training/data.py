@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 from draftless.errors import InputError
 from draftless.noise import hash_ids
-from draftless.prompts import IGNORED_LABEL, PromptFormat, Record
+from draftless.prompts import IGNORED_LABEL, PromptFormat, Record, check_messages
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -114,12 +114,7 @@ def _check(record: Any, place: str) -> Record:
     if not isinstance(record, dict):
         raise InputError(f"{place}: a record is a JSON object, not {type(record).__name__}")
     if "messages" in record:
-        messages = record["messages"]
-        is_good = isinstance(messages, Sequence) and all(
-            isinstance(m, dict) and "role" in m and "content" in m for m in messages
-        )
-        if not is_good or not messages:
-            raise InputError(f"{place}: 'messages' is a list of objects with 'role' and 'content'")
+        check_messages(record["messages"], f"{place}: 'messages'")
     elif not (isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)):
         raise InputError(
             f"{place}: a record needs the strings 'prompt' and 'response', or a list 'messages'; "
