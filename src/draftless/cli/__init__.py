@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from draftless.cli.bench import bench_app
 from draftless.cli.common import fail
 from draftless.cli.demo import demo
 from draftless.cli.generate import generate
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -52,6 +54,7 @@ def draftless(
         draftless demo
         draftless generate --prompt "Once upon a time" --show-drafts
         draftless train msn --help
+        draftless bench run --limit 18
     """
 
 

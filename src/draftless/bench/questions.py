@@ -1,0 +1,230 @@
+"""Questions and the suites they come in: shipped, of others, or your own JSONL."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from draftless.errors import InputError
+
+TINY = "tiny"
+SPEC_BENCH = "spec-bench"
+CODE = "code"
+SUITES = (TINY, SPEC_BENCH, CODE)
+
+# MBPP's own test split; its other tasks are prompts and training data.
+MBPP_TEST_TASKS = range(11, 511)
+
+# Where the files of a suite may lie under `--data`: our data bundle, or a checkout of the project.
+_SPEC_BENCH_FILES = (
+    "spec_bench_question.jsonl",
+    "eval/spec_bench_question.jsonl",
+    "question.jsonl",
+    "spec_bench/question.jsonl",
+    "data/spec_bench/question.jsonl",
+)
+_HUMAN_EVAL_FILES = tuple(
+    f"{folder}HumanEval.jsonl{end}" for folder in ("", "eval/", "data/") for end in ("", ".gz")
+)
+_MBPP_FILES = tuple(f"{folder}mbpp_release_v1.jsonl" for folder in ("", "eval/", "data/mbxp/"))
+_TEST_FILES = ("test.jsonl.gz", "test.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One item of a suite.
+
+    Attributes:
+        question_id: unique in its suite.
+        category: what it belongs to in tables (Spec-Bench's thirteen stay thirteen here).
+        turns: what the user says, in order; the answers come from the method under test.
+        reference: an answer to compare with, if the suite has one.
+    """
+
+    question_id: str
+    category: str
+    turns: tuple[str, ...]
+    reference: str | None = None
+
+
+def load_suite(suite: str, data: Path | None = None) -> list[Question]:
+    """All questions of a suite.
+
+    Args:
+        suite: a name of `SUITES`, a JSONL file (also `.gz`), or a folder with `DOMAIN/test.jsonl`
+            (also `.gz`).
+        data: where `spec-bench` and `code` lie: a folder, or `spec-bench`'s file itself.
+
+    Raises:
+        InputError: the suite is unknown, a file is missing, or a line is not a question.
+    """
+    if suite == TINY:
+        source = files("draftless") / "assets" / "bench" / "tiny.jsonl"
+        questions = list(_parse(source.read_text(encoding="utf-8").splitlines(), str(source)))
+    elif suite == SPEC_BENCH:
+        is_file = data is not None and data.is_file()
+        file = data if is_file and data else _find(suite, data, _SPEC_BENCH_FILES)
+        questions = read_questions(file)
+    elif suite == CODE:
+        questions = read_questions(_find(suite, data, _HUMAN_EVAL_FILES), category="humaneval")
+        mbpp = read_questions(_find(suite, data, _MBPP_FILES), category="mbpp")
+        questions += [question for question in mbpp if _is_mbpp_test(question)]
+    elif Path(suite).is_dir():
+        questions = _read_domains(Path(suite))
+    elif Path(suite).is_file():
+        questions = read_questions(Path(suite))
+    else:
+        raise InputError(
+            f"suite {suite!r} is neither a file, nor a folder, nor one of {', '.join(SUITES)}"
+        )
+    _check_ids(questions, suite)
+    return questions
+
+
+def read_questions(file: Path, *, category: str | None = None) -> list[Question]:
+    """Questions of one JSONL file.
+
+    A line needs `turns` (a list of strings), `prompt` or `question` (a string), or `messages`
+    (chat messages; those of the user become the turns). Optional: `question_id`, `id` or `task_id`;
+    `category` or `domain`; `reference`, `response`, `answer` or `canonical_solution`.
+
+    Args:
+        file: JSONL, also gzipped (`.gz`).
+        category: of all questions; None takes the lines' own, else the file's name.
+
+    Raises:
+        InputError: it cannot be read, or a line is not a question; file, line and the missing part
+            are named.
+    """
+    try:
+        if file.suffix == ".gz":
+            with gzip.open(file, "rt", encoding="utf-8") as lines:
+                return list(_parse(lines, str(file), category))
+        with file.open(encoding="utf-8") as lines:
+            return list(_parse(lines, str(file), category))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the questions of {file}: {error}") from error
+
+
+def balanced(questions: Sequence[Question], limit: int | None = None) -> list[Question]:
+    """The questions, one of every category in turn, so that a cut run is balanced; `limit` cuts."""
+    queues: dict[str, list[Question]] = {}
+    for question in questions:
+        queues.setdefault(question.category, []).append(question)
+    longest = max(map(len, queues.values()), default=0)
+    turn = [queue[i] for i in range(longest) for queue in queues.values() if i < len(queue)]
+    return turn[:limit]
+
+
+def _parse(lines: Iterable[str], source: str, category: str | None = None) -> Iterator[Question]:
+    name = Path(source).name.removesuffix(".gz").removesuffix(".jsonl")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{source}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{place} is not JSON: {error}") from error
+        if not isinstance(record, Mapping):
+            raise InputError(f"{place} is {type(record).__name__}; a question is an object")
+        own = _first(record, "category", "domain")
+        yield Question(
+            question_id=str(_first(record, "question_id", "id", "task_id") or f"{name}-{number}"),
+            category=category or str(own or name),
+            turns=_turns(record, place),
+            reference=_reference(record),
+        )
+
+
+def _turns(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    if "messages" in record:
+        turns = _user_turns(record["messages"], place)
+    elif "turns" in record:
+        turns = record["turns"]
+    else:
+        turns = [_first(record, "prompt", "question")]
+        if turns == [None]:
+            raise InputError(
+                f"{place} has no 'turns', 'prompt', 'question' or 'messages'; "
+                f"it has {', '.join(sorted(record)) or 'nothing'}"
+            )
+    if (
+        not isinstance(turns, list)
+        or not turns
+        or not all(isinstance(turn, str) and turn for turn in turns)
+    ):
+        raise InputError(f"{place}: every turn must be a text that is not empty")
+    return tuple(turns)
+
+
+def _user_turns(messages: Any, place: str) -> list[Any]:
+    if not isinstance(messages, list) or not all(isinstance(one, Mapping) for one in messages):
+        raise InputError(f"{place}: 'messages' must be a list of objects")
+    if any(message.get("role") not in ("user", "assistant") for message in messages):
+        raise InputError(
+            f"{place}: only messages of 'user' and 'assistant' are understood; "
+            "put the text of a system message into the first turn"
+        )
+    return [message.get("content") for message in messages if message["role"] == "user"]
+
+
+def _reference(record: Mapping[str, Any]) -> str | None:
+    value = _first(record, "reference", "response", "answer", "canonical_solution")
+    if isinstance(value, list):  # Spec-Bench: one per turn
+        value = value[0] if value else None
+    return value if isinstance(value, str) else None
+
+
+def _first(record: Mapping[str, Any], *names: str) -> Any:
+    """The first of these fields that is there and not None."""
+    return next((record[name] for name in names if record.get(name) is not None), None)
+
+
+def _find(suite: str, data: Path | None, names: Sequence[str]) -> Path:
+    """The first of these files that exists under `data`."""
+    if data is None:
+        raise InputError(
+            f"the suite {suite!r} is not shipped; say where it lies: --data FOLDER with {names[0]}"
+        )
+    for name in names:
+        if (data / name).is_file():
+            return data / name
+    raise InputError(f"{data} has no file for the suite {suite!r}; looked for {', '.join(names)}")
+
+
+def _read_domains(folder: Path) -> list[Question]:
+    """Test records of every domain of a data bundle."""
+    found = [
+        file
+        for domain in sorted(path for path in folder.iterdir() if path.is_dir())
+        for file in [domain / name for name in _TEST_FILES if (domain / name).is_file()][:1]
+    ]
+    if not found:
+        raise InputError(
+            f"{folder} has no DOMAIN/test.jsonl.gz; give a data bundle or a JSONL file"
+        )
+    return [one for file in found for one in read_questions(file, category=file.parent.name)]
+
+
+def _is_mbpp_test(question: Question) -> bool:
+    number = question.question_id.rpartition("/")[2]
+    return number.isdigit() and int(number) in MBPP_TEST_TASKS
+
+
+def _check_ids(questions: Sequence[Question], suite: str) -> None:
+    if not questions:
+        raise InputError(f"the suite {suite!r} has no questions")
+    seen: set[str] = set()
+    for question in questions:
+        if question.question_id in seen:
+            raise InputError(
+                f"the suite {suite!r} has two questions with the id {question.question_id!r}; "
+                "rows could not be told apart"
+            )
+        seen.add(question.question_id)

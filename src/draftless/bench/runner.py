@@ -1,0 +1,377 @@
+"""The run: every case on a question before the next question, in an order that rotates.
+
+So other load on the machine hits all cases alike. Rows are written when a question is done; a run
+that was killed goes on without losing or repeating one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from draftless.bench import rows as files
+from draftless.bench.methods import (
+    PEERS,
+    Method,
+    Sampling,
+    our_method,
+    peer_methods,
+    stock_copy,
+)
+from draftless.bench.near_ties import Judge
+from draftless.bench.questions import Question, balanced
+from draftless.bench.rows import Case, Row, Turn
+from draftless.drafters.registry import DRAFTERS
+from draftless.errors import ArtifactError, ConfigError, InputError
+from draftless.model import Draftless
+from draftless.provenance import collect_provenance
+
+PLAIN = "none"
+
+# Options that only add rows; all others change what a row means and must not be mixed.
+_MAY_DIFFER = ("drafters", "drafter_options", "samplings", "has_peers", "limit", "repeats")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What is measured, and on what.
+
+    Attributes:
+        name: of the model in the rows.
+        suite: of the questions, as the user gave it.
+        drafters: names of the registry; plain decoding (`none`) is always among the cases.
+        drafter_options: by drafter; such a drafter runs as one more case beside `drafters`.
+        samplings: one set of cases each.
+        max_new_tokens: per turn.
+        repeats: of everything; a repetition begins when all questions are done.
+        limit: most questions, taken from the categories in turn; None is all.
+        seed: of the sampling; question and repetition are mixed in.
+        is_raw: prompts as they are, without a chat template or a checkpoint's format.
+        has_peers: whether `transformers`' own loops run, too.
+    """
+
+    name: str
+    suite: str = "tiny"
+    drafters: tuple[str, ...] = tuple(DRAFTERS)
+    drafter_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    samplings: tuple[Sampling, ...] = (Sampling(),)
+    max_new_tokens: int = 128
+    repeats: int = 1
+    limit: int | None = None
+    seed: int = 0
+    is_raw: bool = False
+    has_peers: bool = True
+
+    def __post_init__(self) -> None:
+        for name, low in (("max_new_tokens", 1), ("repeats", 1), ("limit", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name}={value} is below {low}")
+        if not self.samplings:
+            raise ConfigError("no sampling is given; say at least temperature 0")
+
+
+class Conversation:
+    """A question under one method: what was said so far, and the next prompt's ids."""
+
+    def __init__(self, model: Draftless, question: Question, *, is_raw: bool) -> None:
+        self._model = model
+        self._question = question
+        self._is_raw = is_raw
+        self._answers: list[str] = []
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether turns become chat messages: the checkpoint's format, else the tokenizer's."""
+        manifest, tokenizer = self._model.manifest, self._model.tokenizer
+        if self._is_raw or tokenizer is None:
+            return False
+        if manifest is not None and manifest.prompt_format is not None:
+            return manifest.prompt_format.kind == "chat"
+        return bool(tokenizer.chat_template)
+
+    def prompt_ids(self) -> list[int]:
+        """Ids of the next turn, the conversation before it included."""
+        turns = self._question.turns[: len(self._answers) + 1]
+        if self.is_chat:
+            messages = [{"role": "user", "content": turns[0]}]
+            for answer, turn in zip(self._answers, turns[1:], strict=True):
+                messages += [
+                    {"role": "assistant", "content": answer},
+                    {"role": "user", "content": turn},
+                ]
+            return self._model.encode(messages)
+        text = turns[0]
+        for answer, turn in zip(self._answers, turns[1:], strict=True):
+            text += f"\n{answer}\n\n{turn}"
+        if self._is_raw and self._model.tokenizer is not None:
+            return list(self._model.tokenizer(text).input_ids)
+        return self._model.encode(text)
+
+    def answer(self, text: str) -> None:
+        """Note what the method said; the conversation goes on from there."""
+        self._answers.append(text)
+
+    def longest(self, max_new_tokens: int) -> int:
+        """Tokens of the whole conversation if every answer is as long as it may be."""
+        whole = Conversation(self._model, self._question, is_raw=self._is_raw)
+        for _ in self._question.turns[1:]:
+            whole.answer("")
+        return len(whole.prompt_ids()) + len(self._question.turns) * max_new_tokens
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        options: as given.
+        model: with plain decoding.
+        methods: of every case, in order.
+        questions: that fit into the model's context, in order.
+        too_long: ids of those that do not.
+        suite_digest: of the text of all questions of the suite.
+        peers_skipped: why a peer does not run, by peer and sampling.
+    """
+
+    options: RunOptions
+    model: Draftless
+    methods: Mapping[Case, Method]
+    questions: Sequence[Question]
+    too_long: Sequence[str]
+    suite_digest: str
+    peers_skipped: Mapping[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """A line of `sessions.jsonl`."""
+        model = self.model.target.model
+        return {
+            **collect_provenance(),
+            "options": _plain(self.options),
+            "model": {
+                "name": self.options.name,
+                "class": type(model).__name__,
+                "num_parameters": sum(p.numel() for p in model.parameters()),
+                "dtype": _dtype_name(self.model),
+                "device": str(self.model.target.device),
+                "num_layers": self.model.target.config.num_hidden_layers,
+                "vocab_size": self.model.target.vocab_size,
+            },
+            "suite_digest": self.suite_digest,
+            "num_questions": len(self.questions),
+            "too_long": list(self.too_long),
+            "peers_skipped": dict(self.peers_skipped),
+        }
+
+
+def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptions) -> Plan:
+    """Build all methods and choose the questions.
+
+    Raises:
+        ConfigError: a drafter or one of its options is unknown.
+        InputError: no question fits into the model's context.
+    """
+    plain = model.with_drafter(PLAIN)
+    drafted = {name: plain.with_drafter(name) for name in (PLAIN, *options.drafters)}
+    for name, more in options.drafter_options.items():
+        told = ", ".join(f"{key}={value}" for key, value in more.items())
+        drafted[f"{name} [{told}]"] = plain.with_drafter(name, more)
+    stock = stock_copy(plain.target.model) if options.has_peers else None
+    methods: dict[Case, Method] = {}
+    skipped: dict[str, str] = {}
+    for sampling in options.samplings:
+        found: dict[str, Method] = {}
+        if stock is not None:
+            found, reasons = peer_methods(plain, stock, sampling, options.max_new_tokens)
+            skipped |= {f"{peer}, {sampling.name}": reason for peer, reason in reasons.items()}
+        for name, one in drafted.items():
+            found[name] = our_method(one, sampling, options.max_new_tokens)
+        for name, method in found.items():
+            methods[Case(options.name, name, sampling.name, _dtype_name(plain))] = method
+    limit = plain.target.max_positions
+    fitting: list[Question] = []
+    too_long: list[Question] = []
+    for question in balanced(questions):
+        conversation = Conversation(plain, question, is_raw=options.is_raw)
+        is_fitting = limit is None or conversation.longest(options.max_new_tokens) <= limit
+        (fitting if is_fitting else too_long).append(question)
+    if not fitting:
+        raise InputError(
+            f"none of {len(questions)} questions leaves room for {options.max_new_tokens} new "
+            f"tokens a turn in the model's context of {limit}; lower --max-new-tokens"
+        )
+    return Plan(
+        options=options,
+        model=plain,
+        methods=methods,
+        questions=fitting[: options.limit],
+        too_long=[question.question_id for question in too_long],
+        suite_digest=f"{zlib.crc32(repr(list(questions)).encode()):08x}",
+        peers_skipped=skipped,
+    )
+
+
+class Run:
+    """A plan that is carried out in a folder.
+
+    Raises:
+        ConfigError: the folder has rows and `is_resumed` is not set, or they were measured with
+            other options.
+        ArtifactError: the folder cannot be written.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, *, is_resumed: bool = False) -> None:
+        self.folder = folder
+        self._plan = plan
+        self._judge = Judge(plan.model.target.model)
+        self._samplings = {sampling.name: sampling for sampling in plan.options.samplings}
+        self._done = {row.key: row for row in files.read_rows(folder) if row.error is None}
+        check_folder(folder, is_resumed=is_resumed)
+        sessions = files.read_sessions(folder)
+        if sessions:
+            _check_same(plan, folder, sessions[-1])
+        self.session = len(sessions)
+
+    @property
+    def pending(self) -> list[tuple[int, int]]:
+        """Repetition and index of every question that has a case left."""
+        return [
+            (repeat, index)
+            for repeat in range(self._plan.options.repeats)
+            for index in range(len(self._plan.questions))
+            if self._missing(repeat, index)
+        ]
+
+    def rows(self) -> Iterator[list[Row]]:
+        """Measure what is missing; yields the rows of each question after they were written."""
+        pending = self.pending
+        if not pending:
+            return
+        self._write(files.SESSIONS_FILE, self._plan.facts())
+        for case in self._plan.methods:  # the first call pays for things that later ones do not
+            self._measure(case, 0, 0)
+        for repeat, index in pending:
+            measured = self._question(repeat, index)
+            for row in measured:
+                self._write(files.ROWS_FILE, asdict(row))
+            yield measured
+
+    def _missing(self, repeat: int, index: int) -> list[Case]:
+        question_id = self._plan.questions[index].question_id
+        return [c for c in self._plan.methods if (c, question_id, repeat) not in self._done]
+
+    def _question(self, repeat: int, index: int) -> list[Row]:
+        """All missing cases of one question; what they wrote is compared with plain decoding."""
+        missing = self._missing(repeat, index)
+        shift = (index + repeat) % len(missing)
+        measured = []
+        for case in [*missing[shift:], *missing[:shift]]:
+            row, prompts = self._measure(case, repeat, index)
+            if row.error is None:
+                self._done[row.key] = row
+            measured.append((row, prompts))
+        for row, prompts in measured:
+            plain_case = Case(row.case.model, PLAIN, row.case.sampling, row.case.dtype)
+            plain = self._done.get((plain_case, row.question_id, repeat))
+            if plain is not None and plain is not row and row.error is None:
+                self._compare(row, plain.turns, prompts)
+        return [row for row, _ in measured]
+
+    def _measure(self, case: Case, repeat: int, index: int) -> tuple[Row, list[list[int]]]:
+        """One conversation; a failure becomes a row with its error and no numbers."""
+        question = self._plan.questions[index]
+        row = Row(case, question.category, question.question_id, repeat, session=self.session)
+        row.seed = seed_of(self._plan.options.seed, question.question_id, repeat)
+        conversation = Conversation(self._plan.model, question, is_raw=self._plan.options.is_raw)
+        prompts = []
+        try:
+            for _ in question.turns:
+                prompts.append(conversation.prompt_ids())
+                turn = self._plan.methods[case](prompts[-1], row.seed)
+                row.turns.append(turn)
+                conversation.answer(turn.text)
+        except Exception as error:  # noqa: BLE001 - a failed question is a result, too
+            row.turns, row.error = [], f"{type(error).__name__}: {error}"
+        row.load = round(os.getloadavg()[0], 2)
+        return row, prompts
+
+    def _compare(self, row: Row, plain: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> None:
+        """Fill in the first margin; later turns of the conversation have other prompts."""
+        sampling = self._samplings[row.case.sampling]
+        if row.case.method in PEERS and not sampling.is_greedy:
+            return
+        params = sampling.params(self._plan.options.max_new_tokens, row.seed, ())
+        for turn, plain_turn, ids in zip(row.turns, plain, prompts, strict=True):
+            turn.margin = self._judge.margin(ids, turn.token_ids, plain_turn.token_ids, params)
+            if turn.margin is not None:
+                return
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        file = self.folder / name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            files.append_line(file, value)
+        except OSError as error:
+            mend = "make room" if error.errno == errno.ENOSPC else "make it writable"
+            raise ArtifactError(
+                f"cannot write {file}: {error.strerror or error}; the rows written so far are "
+                f"whole: {mend} and go on with --resume"
+            ) from error
+
+
+def is_defect(row: Row) -> bool:
+    """Whether one of our drafters wrote something that rounding does not explain."""
+    margins = [turn.margin for turn in row.turns if turn.margin is not None]
+    return row.case.method not in PEERS and any(not one.is_near_tie for one in margins)
+
+
+def seed_of(seed: int, question_id: str, repeat: int) -> int:
+    """A question's seed: the same for all cases, whatever runs before it."""
+    return zlib.crc32(f"{seed} {repeat} {question_id}".encode())
+
+
+def check_folder(folder: Path, *, is_resumed: bool) -> None:
+    """Refuse a folder that holds a run already, unless it shall go on.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if not is_resumed and files.read_sessions(folder):
+        raise ConfigError(
+            f"{folder} holds a run already; go on with --resume, or choose another --output"
+        )
+
+
+def _check_same(plan: Plan, folder: Path, session: Mapping[str, Any]) -> None:
+    """Refuse to mix rows of different meaning."""
+    facts = plan.facts()
+    now, before = dict(facts["options"]), dict(session["options"])
+    for name in ("dtype", "device", "num_parameters"):
+        now[name], before[name] = facts["model"][name], session["model"][name]
+    for name in ("num_threads", "suite_digest"):
+        now[name], before[name] = facts[name], session[name]
+    for name, value in now.items():
+        if name not in _MAY_DIFFER and before.get(name) != value:
+            raise ConfigError(
+                f"the rows in {folder} were measured with {name}={before.get(name)}, not {value}; "
+                "use the same options, or another --output"
+            )
+
+
+def _plain(options: RunOptions) -> dict[str, Any]:
+    """The options as JSON keeps them."""
+    return {**asdict(options), "samplings": [one.name for one in options.samplings]} | {
+        "drafters": list(options.drafters)
+    }
+
+
+def _dtype_name(model: Draftless) -> str:
+    dtype: torch.dtype = model.target.model.dtype
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,345 @@
+"""`draftless bench`: which drafter is best for this model, machine and texts, and is it exact."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from draftless.cli import bench_options, options
+from draftless.cli.common import load_model, model_name, progress_bar, stderr
+from draftless.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from draftless.bench.methods import Sampling
+    from draftless.bench.rows import Row
+    from draftless.bench.runner import Plan, Run
+    from draftless.bench.summary import CaseSummary
+
+HEADINGS = ("tokens/step", "tokens/s", "speed-up [95 %]", "identical", "near-ties", "failed")
+
+bench_app = typer.Typer(
+    no_args_is_help=True, help="Measure drafters on your model, machine and texts."
+)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure drafters on your model, machine and texts."""
+
+
+@bench_app.command()
+def run(  # noqa: PLR0913 - the command line is derived from the signature
+    model: options.Model = None,
+    suite: bench_options.Suite = "tiny",
+    data: bench_options.Data = None,
+    limit: bench_options.Limit = None,
+    raw: bench_options.Raw = False,
+    drafters: bench_options.Drafters = None,
+    drafter_option: bench_options.DrafterOption = None,
+    temperature: bench_options.Temperatures = None,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    max_new_tokens: options.MaxNewTokens = 128,
+    peers: bench_options.Peers = True,
+    repeats: bench_options.Repeats = 1,
+    seed: bench_options.RunSeed = 0,
+    output: bench_options.RunFolder = None,
+    resume: bench_options.Resume = False,
+    name: bench_options.Name = None,
+    spec_bench_out: bench_options.SpecBenchOut = None,
+    threads: bench_options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Run every drafter and the loops of transformers on the same questions.
+
+    All methods answer one question before the next one comes, in an order that rotates, so that
+    other load on the machine hits them alike. Every output is compared with plain decoding. In half
+    precision a difference must be a near-tie, shown by an fp32 recomputation; anything else is a
+    defect, and the command ends with code 1.
+
+    Rows are written as they are measured. Ctrl-C is safe: the same command with --resume goes on.
+
+    [bold]Examples[/bold]
+
+        draftless bench run --limit 18
+        draftless bench run ./my-model --temperature 0,1 --output runs/mine
+        draftless bench run ./my-model --suite prompts.jsonl --drafters none,tr-jacobi
+        draftless bench run ./my-model --suite spec-bench --data question.jsonl --max-new-tokens 1024
+        draftless bench run --drafter-option tr-jacobi.budget=32 --no-peers
+        draftless bench report runs/mine --output report
+    """
+    from draftless.bench.questions import load_suite
+    from draftless.bench.runner import Run, RunOptions, check_folder, make_plan
+    from draftless.drafters.registry import DRAFTERS
+
+    called = name or _short_name(model)
+    suite_name = Path(suite).name
+    folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
+    chosen = RunOptions(
+        name=called,
+        suite=suite_name,
+        drafters=tuple(_split(drafters) or DRAFTERS),
+        drafter_options=read_drafter_options(drafter_option or []),
+        samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
+        max_new_tokens=max_new_tokens,
+        repeats=repeats,
+        limit=limit,
+        seed=seed,
+        is_raw=raw,
+        has_peers=peers,
+    )
+    questions = load_suite(suite, data)
+    check_folder(folder, is_resumed=resume)
+    _set_up(threads)
+    loaded = load_model(model, dtype=dtype, device=device, drafter="none")
+    plan = make_plan(loaded, questions, chosen)
+    started = Run(plan, folder, is_resumed=resume)
+    _show_plan(plan, started)
+    measure(started)
+    if spec_bench_out is not None:
+        write_spec_bench(folder, spec_bench_out)
+    if not show_result(folder):
+        raise typer.Exit(1)
+
+
+@bench_app.command()
+def report(runs: bench_options.Runs, output: bench_options.ReportFolder = Path("report")) -> None:
+    """Make one HTML page, Markdown and JSON of one run or of several.
+
+    [bold]Examples[/bold]
+
+        draftless bench report runs/mine --output report
+        draftless bench report runs/before runs/after --output report
+    """
+    from draftless.bench.report import write_report
+
+    typer.echo(str(write_report(list(runs), output)))
+
+
+@bench_app.command()
+def quality(  # noqa: PLR0913 - the command line is derived from the signature
+    data: bench_options.QualityData,
+    model: options.Model = None,
+    before: bench_options.Before = None,
+    output: bench_options.QualityFile = Path("quality.json"),
+    limit: bench_options.QualityLimit = None,
+    max_new_tokens: options.MaxNewTokens = 256,
+    batch_size: bench_options.BatchSize = 8,
+    run_code: bench_options.RunCode = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Measure what a model's answers are worth, and what training has changed.
+
+    Clean loss, SQL, BLEU and chrF, ROUGE, GSM8K and, with --run-code, HumanEval and MBPP; with
+    --before two models side by side, the differences with intervals.
+
+    [bold]Examples[/bold]
+
+        draftless bench quality ./my-model --data data --output quality.json
+        draftless bench quality ./msn --before ./base --data data --output quality.json
+    """
+    from draftless.bench.quality import QualityOptions, write_quality
+
+    loaded = load_model(model, dtype=dtype, device=device, drafter="none")
+    other = None
+    if before is not None:
+        loaded_before = load_model(before, dtype=dtype, device=device, drafter="none")
+        other = (_short_name(before), loaded_before)
+    with progress_bar() as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(name: str, num_done: int, num_records: int) -> None:
+            task = tasks.setdefault(name, None)
+            if task is None:
+                task = tasks[name] = progress.add_task(name, total=num_records)
+            progress.update(task, completed=num_done, total=num_records)
+
+        file = write_quality(
+            (_short_name(model), loaded),
+            data,
+            output,
+            before=other,
+            options=QualityOptions(limit, max_new_tokens, batch_size, run_code),
+            on_progress=show,
+        )
+    typer.echo(file.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def read_samplings(
+    temperatures: Sequence[str], *, top_k: int, top_p: float, min_p: float
+) -> tuple[Sampling, ...]:
+    """One sampling per temperature; greedy has no use for top-k, top-p and min-p.
+
+    Raises:
+        ConfigError: one is not a temperature, or all are 0 although something else is given.
+    """
+    from draftless.bench.methods import Sampling
+
+    found = []
+    for value in _split(temperatures):
+        try:
+            temperature = float(value)
+        except ValueError as error:
+            raise ConfigError(f"temperature {value!r} is not a number") from error
+        found.append(Sampling(temperature, top_k, top_p, min_p) if temperature else Sampling())
+    if (top_k or top_p < 1.0 or min_p) and all(sampling.is_greedy for sampling in found):
+        raise ConfigError("top-k, top-p and min-p need a temperature above 0: --temperature 0,1")
+    return tuple(dict.fromkeys(found))
+
+
+def read_drafter_options(values: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`NAME.KEY=VALUE` by drafter; a value is read as YAML (8, 0.5, false, text).
+
+    Raises:
+        ConfigError: one has another form.
+    """
+    import yaml
+
+    found: dict[str, dict[str, Any]] = {}
+    for value in values:
+        path, equals, text = value.partition("=")
+        name, dot, key = path.partition(".")
+        if not (equals and dot and name and key):
+            raise ConfigError(
+                f"--drafter-option {value!r} is not NAME.KEY=VALUE, such as tr-jacobi.budget=32"
+            )
+        found.setdefault(name, {})[key] = yaml.safe_load(text)
+    return found
+
+
+def measure(started: Run) -> None:
+    """Carry the run out under a progress bar; Ctrl-C ends it with a word on how to go on."""
+    pending = len(started.pending)
+    if not pending:
+        stderr.print(f"{started.folder} is complete; nothing is left to measure")
+        return
+    try:
+        with progress_bar() as progress:
+            task = progress.add_task("Warming up", total=pending)
+            for rows in started.rows():
+                for row in rows:
+                    if row.error is not None:
+                        progress.console.print(_failure(row), soft_wrap=True)
+                progress.update(task, advance=1, description="Questions")
+    except KeyboardInterrupt:
+        stderr.print(
+            f"stopped; the rows of finished questions stand in {shlex.quote(str(started.folder))}. "
+            "To go on, give the same command with --resume",
+            soft_wrap=True,
+        )
+        raise
+
+
+def show_result(folder: Path) -> bool:
+    """Print the table of a run; returns whether all outputs are plain decoding's or near-ties."""
+    from draftless.bench.rows import read_rows
+    from draftless.bench.runner import is_defect
+    from draftless.bench.summary import summarise
+
+    rows = read_rows(folder)
+    console = Console(highlight=False)
+    for cases in summarise(rows).groups().values():
+        console.print(result_table(cases))
+        console.print()
+    defects = [row for row in rows if row.error is None and is_defect(row)]
+    if defects:
+        methods = ", ".join(sorted({row.case.method for row in defects}))
+        message = (
+            f"{len(defects)} outputs differ from plain decoding by more than rounding ({methods}); "
+            f"the first is question {defects[0].question_id}. This is a defect of Draftless."
+        )
+        stderr.print(Text(message, style="bold red"), soft_wrap=True)
+    else:
+        again = shlex.join(["draftless", "bench", "report", str(folder), "--output", "report"])
+        stderr.print(f"rows: {folder}; the whole report: {again}", soft_wrap=True)
+    return not defects
+
+
+def result_table(cases: Sequence[CaseSummary]) -> Table:
+    """One line per case of a model, sampling and dtype."""
+    group = cases[0].group
+    title = Text(f"{group.model}, {group.sampling}, {group.dtype}", style="bold")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
+    table.add_column("method")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case in cases:
+        table.add_row(Text(case.case.method), *_numbers(case))
+    return table
+
+
+def _numbers(case: CaseSummary) -> list[str]:
+    up, trust = case.speed_up, case.trust
+    compared = f"{trust.num_identical} of {trust.num_compared}" if trust.num_compared else "-"
+    return [
+        _number(case.acceptance_length, ".2f"),
+        _number(case.tokens_per_second, ".0f"),
+        f"{up.value:.2f} [{up.low:.2f}, {up.high:.2f}]" if up else "-",
+        compared,
+        str(trust.num_near_ties) if trust.num_compared else "-",
+        str(case.num_failed),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _failure(row: Row) -> Text:
+    place = f"{row.case.method}, {row.case.sampling}, question {row.question_id}: "
+    return Text.assemble((place, "red"), str(row.error))
+
+
+def write_spec_bench(run_folder: Path, output: Path) -> None:
+    """Write Spec-Bench's answer files of a run."""
+    from draftless.bench.formats import write_spec_bench as write
+    from draftless.bench.rows import read_rows, read_sessions
+
+    files = write(read_rows(run_folder), output, read_sessions(run_folder))
+    stderr.print(f"{len(files)} answer files of Spec-Bench in {output}")
+
+
+def _show_plan(plan: Plan, started: Run) -> None:
+    """What will be measured, and what will not."""
+    repeats = f" x {plan.options.repeats}" if plan.options.repeats > 1 else ""
+    stderr.print(
+        f"{len(plan.questions)} questions of {plan.options.suite} x {len(plan.methods)} cases"
+        f"{repeats}; {len(started.pending)} left to measure"
+    )
+    if plan.too_long:
+        stderr.print(f"{len(plan.too_long)} questions are too long for the model's context")
+    for peer, reason in plan.peers_skipped.items():
+        stderr.print(f"left out: {peer}: {reason}")
+
+
+def _set_up(threads: int | None) -> None:
+    """Threads of torch; warnings of `transformers` would tear the progress bar."""
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads={threads} is below 1")
+        torch.set_num_threads(threads)
+
+
+def _short_name(model: str | None) -> str:
+    """The last part of a folder or hub id."""
+    return model_name(None) if model is None else Path(model).resolve().name
+
+
+def _split(values: Sequence[str] | None) -> list[str]:
+    """Values with commas between them, or given several times."""
+    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
