@@ -255,8 +255,10 @@ class Run:
         if not pending:
             return
         self._write(files.SESSIONS_FILE, self._plan.facts())
-        for case in self._plan.methods:  # the first call pays for things that later ones do not
-            self._measure(case, 0, 0)
+        left = {case for repeat, index in pending for case in self._missing(repeat, index)}
+        for case in self._plan.methods:
+            if case in left:  # its first call pays for things that later ones do not
+                self._measure(case, 0, 0)
         for repeat, index in pending:
             measured = self._question(repeat, index)
             for row in measured:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from draftless.bench.runner import Plan, Run
     from draftless.bench.summary import CaseSummary
 
-HEADINGS = ("tokens/step", "tokens/s", "speed-up [95 %]", "identical", "near-ties", "failed")
+HEADINGS = ("tok/step", "tok/s", "speed-up [95 %]", "identical", "near-ties", "failed")
 
 bench_app = typer.Typer(
     no_args_is_help=True, help="Measure drafters on your model, machine and texts."
@@ -271,7 +271,7 @@ def result_table(cases: Sequence[CaseSummary]) -> Table:
     group = cases[0].group
     title = Text(f"{group.model}, {group.sampling}, {group.dtype}", style="bold")
     table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    table.add_column("method")
+    table.add_column("method", min_width=13)
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for case in cases:

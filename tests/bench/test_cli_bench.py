@@ -1,0 +1,228 @@
+"""The command: what it writes, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from draftless import cli
+from draftless.bench import rows as files
+from draftless.bench import runner
+from draftless.bench.methods import Sampling
+from draftless.bench.rows import read_rows, read_sessions
+from draftless.cli.bench import read_drafter_options, read_samplings
+from draftless.drafters.registry import DRAFTERS
+from draftless.errors import ArtifactError, ConfigError, InputError
+from support.bench import plant_wrong_token, save_bench_model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bench_model(tmp_path_factory.mktemp("models") / "wide")
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.jsonl"
+    records = [{"prompt": "the cat sat on the mat"}, {"turns": ["the dog", "and the log"]}]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """The command in this process; our own errors are raised."""
+    result = CliRunner().invoke(cli.app, ["bench", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def short_run(checkpoint: Path, questions: Path, tmp_path: Path) -> list[str | Path]:
+    options = ["--max-new-tokens=10", f"--output={tmp_path / 'run'}", "--no-peers"]
+    return ["run", checkpoint, "--suite", questions, *options]
+
+
+def test_a_run_leaves_rows_a_session_and_a_table(
+    short_run: list[str | Path], tmp_path: Path
+) -> None:
+    options = ["--drafter-option=tr-jacobi.budget=8", "--temperature=0,1", "--top-p=0.9"]
+    result = invoke(*short_run, "--peers", "--name=mine", *options)
+    assert result.exit_code == 0
+    rows = read_rows(tmp_path / "run")
+    methods = {row.case.method for row in rows}
+    assert methods >= {*DRAFTERS, "tr-jacobi [budget=8]", "transformers"}
+    assert {row.case.sampling for row in rows} == {"greedy", "T=1 top-p=0.9"}
+    assert {row.case.model for row in rows} == {"mine"}
+    assert {row.category for row in rows} == {"mine"}
+    for heading in ("mine, greedy, float32", "mine, T=1 top-p=0.9, float32", "identical"):
+        assert heading in result.stdout
+    assert "2 of 2" in result.stdout
+    assert "draftless bench report" in result.stderr
+    assert read_sessions(tmp_path / "run")[0]["options"]["suite"] == "mine.jsonl"
+
+
+def test_options_reach_the_run(short_run: list[str | Path], tmp_path: Path) -> None:
+    more = ["--limit=1", "--repeats=2", "--seed=9", "--drafters=prompt-lookup", "--raw"]
+    invoke(*short_run, *more, "--dtype=float64")
+    rows = read_rows(tmp_path / "run")
+    assert [(row.question_id, row.repeat) for row in rows[::2]] == [("mine-1", 0), ("mine-1", 1)]
+    assert {row.case.method for row in rows} == {"none", "prompt-lookup"}
+    assert {row.case.dtype for row in rows} == {"float64"}
+    assert {row.seed for row in rows} == {runner.seed_of(9, "mine-1", n) for n in (0, 1)}
+    options = read_sessions(tmp_path / "run")[0]["options"]
+    assert options["is_raw"]
+    assert options["max_new_tokens"] == 10
+
+
+def test_a_run_is_not_overwritten_but_goes_on(short_run: list[str | Path], tmp_path: Path) -> None:
+    invoke(*short_run, "--drafters=none")
+    before = (tmp_path / "run" / "rows.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="--resume"):
+        invoke(*short_run)
+    assert "complete" in invoke(*short_run, "--drafters=none", "--resume").stderr
+    assert (tmp_path / "run" / "rows.jsonl").read_bytes() == before
+    invoke(*short_run, "--resume")
+    assert (tmp_path / "run" / "rows.jsonl").read_bytes().startswith(before)
+    assert len(read_rows(tmp_path / "run")) == 2 * len(DRAFTERS)
+
+
+def test_a_planted_wrong_token_ends_with_code_1(
+    short_run: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant_wrong_token(monkeypatch)
+    result = invoke(*short_run, "--drafters=tr-jacobi")
+    assert result.exit_code == 1
+    assert "differ from plain decoding by more than rounding (tr-jacobi)" in result.stderr
+    assert "0 of 2" in result.stdout
+
+
+def test_a_failed_question_is_told(
+    short_run: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = runner.our_method
+
+    def fails(model: Any, *rest: Any) -> Any:
+        method = honest(model, *rest)
+        return method if "Null" in type(model.drafter).__name__ else lambda *_: 1 / 0
+
+    monkeypatch.setattr(runner, "our_method", fails)
+    result = invoke(*short_run, "--drafters=tr-jacobi")
+    assert result.exit_code == 0
+    line = next(line for line in result.stdout.splitlines() if line.startswith("tr-jacobi"))
+    assert line.split()[-1] == "2"
+
+
+def test_a_full_disk_is_one_clear_error(
+    short_run: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "append_line", full)
+    with pytest.raises(ArtifactError, match=r"sessions\.jsonl: No space left"):
+        invoke(*short_run)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    short_run: list[str | Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    measure = runner.Run._measure
+
+    def stopped(self: Any, case: Any, repeat: int, index: int) -> Any:
+        calls.append(index)
+        if index == 1:
+            raise KeyboardInterrupt
+        return measure(self, case, repeat, index)
+
+    monkeypatch.setattr(runner.Run, "_measure", stopped)
+    result = invoke(*short_run)
+    assert result.exit_code == 130
+    assert "--resume" in result.stderr
+    assert {row.question_id for row in read_rows(tmp_path / "run")} == {"mine-1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--suite=medium"], "medium"),
+        (["--suite=code"], "--data"),
+        (["--drafters=medusa"], "medusa"),
+        (["--temperature=hot"], "hot"),
+        (["--top-p=0.9"], "temperature"),
+        (["--drafter-option=budget=8"], "NAME.KEY=VALUE"),
+        (["--threads=0"], "threads=0"),
+        (["--limit=0"], "limit=0"),
+    ],
+)
+def test_bad_options_are_refused_by_name(
+    checkpoint: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises((ConfigError, InputError), match=message):
+        invoke("run", checkpoint, f"--output={tmp_path / 'run'}", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samplings_and_drafter_options_are_read() -> None:
+    assert read_samplings(["0,0.5", "1", "0"], top_k=0, top_p=0.9, min_p=0.0) == (
+        Sampling(),
+        Sampling(0.5, top_p=0.9),
+        Sampling(1.0, top_p=0.9),
+    )
+    values = ["tr-jacobi.budget=8", "tr-jacobi.couple=false", "recycling.name=a=b"]
+    assert read_drafter_options(values) == {
+        "tr-jacobi": {"budget": 8, "couple": False},
+        "recycling": {"name": "a=b"},
+    }
+
+
+def test_the_suite_that_ships_needs_no_files(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--limit=2", "--max-new-tokens=4", "--drafters=none", "--no-peers"]
+    assert invoke("run", checkpoint, *options, f"--output={tmp_path / 'run'}").exit_code == 0
+    assert {row.category for row in read_rows(tmp_path / "run")} == {"math", "sql"}
+
+
+def test_report_and_quality_hand_their_arguments_on(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, Any] = {}
+    report, quality = ModuleType("report"), ModuleType("quality")
+
+    def write_report(runs: list[Path], output: Path) -> Path:
+        called["report"] = (runs, output)
+        return output / "index.html"
+
+    def write_quality(model: Any, data: Path, output: Path, **more: Any) -> Path:
+        called["quality"] = (model[0], more["before"][0], data, more["options"])
+        more["on_progress"]("wide", 1, 2)
+        output.with_suffix(".md").write_text("the table")
+        return output
+
+    report.write_report = write_report  # type: ignore[attr-defined]
+    quality.write_quality = write_quality  # type: ignore[attr-defined]
+    quality.QualityOptions = lambda *values: values  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "draftless.bench.report", report)
+    monkeypatch.setitem(sys.modules, "draftless.bench.quality", quality)
+    out = invoke("report", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "r").stdout
+    assert called["report"] == ([tmp_path / "a", tmp_path / "b"], tmp_path / "r")
+    assert "index.html" in out
+    arguments = ["--before", checkpoint, "--data", tmp_path, "--output", tmp_path / "q.json"]
+    out = invoke("quality", checkpoint, *arguments, "--limit=3", "--run-code").stdout
+    assert called["quality"] == ("wide", "wide", tmp_path, (3, 256, 8, True))
+    assert "the table" in out
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["quality"]])
+def test_help_teaches(command: list[str]) -> None:
+    out = invoke(*command, "--help").stdout
+    assert "draftless bench" in out
+    assert not command or "Examples" in out
