@@ -71,17 +71,20 @@ def stratified_interval(
         return Interval(value)
     drawn = np.full(resamples, lone.sum())
     if len(lone) > 1:
-        drawn = _draws(generator, len(lone), resamples) @ lone
+        drawn = resample_counts(generator, len(lone), resamples) @ lone
     for own in spread:
-        drawn += statistic(_draws(generator, len(own), resamples) @ own)
+        drawn += statistic(resample_counts(generator, len(own), resamples) @ own)
     tail = (100.0 - LEVEL) / 2
     low, high = np.percentile(drawn / len(strata), [tail, 100.0 - tail])
     return Interval(value, float(low), float(high))
 
 
-def _draws(generator: np.random.Generator, size: int, resamples: int) -> Numbers:
-    """How often each of `size` questions is drawn: `[resamples, size]`, rows that sum to `size`."""
-    counts = generator.multinomial(size, np.full(size, 1.0 / size), size=resamples)
+def resample_counts(generator: np.random.Generator, num: int, num_resamples: int) -> Numbers:
+    """How often each of `num` questions is drawn: `[num_resamples, num]`, rows that sum to `num`.
+
+    Totals of any numbers per question are `counts @ numbers`, for all resamples at once.
+    """
+    counts = generator.multinomial(num, np.full(num, 1.0 / num), size=num_resamples)
     return counts.astype(np.float64)
 
 
