@@ -32,7 +32,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
     collator = NoiseCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch"))
-    collator.adds_depths = True
+    collator.adds_places = True
     results = {}
     for domain, documents in read_documents(args.data, "valid", args.model, args.cache).items():
         features = [

@@ -22,7 +22,7 @@ from tiny_model import compile_for_training, distribution_losses, label_losses
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from draftless.prompts import IGNORED_LABEL
-from draftless.training.branches import BranchRow, branch_mask, noise_depths
+from draftless.training.branches import BranchRow, branch_mask, clean_twins
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 ROW_LENGTHS = (512, 1024, 2048)
@@ -148,7 +148,8 @@ def micro_batch_losses(
     if not len(noise):
         return losses
     noise_logits = hidden[filled(noise)] @ head.t()
-    twins = torch.searchsorted(clean, clean_twins(rows)[noise])
+    row_starts = torch.arange(0, len(is_noise), len(rows[0]))[:, None]
+    twins = torch.searchsorted(clean, (clean_twins(rows) + row_starts).flatten()[noise])
     own = clean_logits.detach()[twins]  # [M, V]: what the clean token at each place says
     hits = noise_logits.detach()[: len(noise)].argmax(-1) == own.argmax(-1)
     losses.num_agreements = int(hits.sum())
@@ -164,13 +165,6 @@ def micro_batch_losses(
 def filled(values: torch.Tensor, value: int = 0) -> torch.Tensor:
     """Lengthened to a multiple of 256: a function of few sizes is compiled few times."""
     return torch.nn.functional.pad(values, (0, -len(values) % 256), value=value)
-
-
-def clean_twins(rows: list[BranchRow]) -> torch.Tensor:  # [B * N] int64
-    """Flat index of the clean token at the place of each noise token."""
-    limits = torch.tensor([row.limits for row in rows])  # [B, N]
-    starts = torch.arange(len(rows))[:, None] * limits.shape[1]
-    return (starts + limits + noise_depths(rows)).flatten()
 
 
 def parse_args() -> argparse.Namespace:

@@ -214,3 +214,17 @@ def test_packing_fills_rows_and_never_cuts_a_document() -> None:
     assert len(rows) == 4  # 34 tokens: best fit leaves 2 places of 36 free
     batch = PaddingCollator(PAD)(rows)
     assert (batch["labels"][batch["position_ids"] == 0] == -100).all()
+
+
+def test_a_clean_twin_stands_at_the_same_position_and_has_the_same_target() -> None:
+    noise = NoiseCollator(
+        PaddingCollator(PAD), NoisePlanner(NoiseSettings(mode="branch", spacing=3), SPECIAL), PAD
+    )
+    noise.adds_places = True
+    batch = noise([feature(10, 2, 30), feature(50, 4, 9)])
+    twins, is_noise = batch["clean_twins"], batch["noise_depths"] > 0
+    assert is_noise.sum() > 20 and torch.equal(twins >= 0, is_noise)
+    for name in ("position_ids", "shift_labels"):
+        of_twins = batch[name].gather(1, twins.clamp(min=0))
+        assert torch.equal(of_twins[is_noise], batch[name][is_noise]), name
+    assert not (is_noise.gather(1, twins.clamp(min=0)) & is_noise).any(), "a twin is clean"

@@ -106,6 +106,10 @@ NoiseLength = Annotated[int | None, _option(_NOISE, "Noise tokens in a run.")]
 NoiseSource = Annotated[
     str | None, _option(_NOISE, "prefix or vocabulary: where noise is drawn from.")
 ]
+NoiseTargets = Annotated[
+    str | None,
+    _option(_NOISE, "labels (the paper), or model: what it says itself on clean input (branch)."),
+]
 CleanShare = Annotated[
     float | None, _option(_NOISE, "Share of documents without noise; 1 is plain SFT.")
 ]

@@ -37,6 +37,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     mode: options.NoiseMode = None,
     noise_length: options.NoiseLength = None,
     noise_source: options.NoiseSource = None,
+    noise_targets: options.NoiseTargets = None,
     clean_share: options.CleanShare = None,
     epochs: options.Epochs = None,
     max_steps: options.MaxSteps = None,
@@ -67,7 +68,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     flags = {
         "model": model, "data": data, "output": output, "mode": mode, "epochs": epochs,
         "noise_length": noise_length, "noise_source": noise_source, "clean_share": clean_share,
-        "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
+        "noise_targets": noise_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
         "dtype": dtype, "seed": seed, "lora": lora,
     }  # fmt: skip
     if preview and output is None:

@@ -108,6 +108,16 @@ def noise_depths(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
     return torch.tensor(depths)
 
 
+def clean_twins(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
+    """Index in its row of the clean token at each noise token's place; -1 for clean tokens.
+
+    The two predict the same next token; only the clean one has seen the tokens between.
+    """
+    depths = noise_depths(rows)
+    limits = torch.tensor([row.limits for row in rows])
+    return torch.where(depths > 0, limits + depths, -1)
+
+
 def branch_batch(rows: Sequence[BranchRow]) -> dict[str, torch.Tensor]:
     """Tensors of rows of equal length N: ids, positions, mask and shifted labels.
 

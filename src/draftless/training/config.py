@@ -15,6 +15,7 @@ from draftless.training.noise_runs import NoiseMode, NoiseSettings
 
 Dtype = Literal["bfloat16", "float32"]
 Format = Literal["auto", "plain", "chat"]
+NoiseTargets = Literal["labels", "model"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class TrainConfig:
         noise_source: draw noise from the `prefix` or from the whole `vocabulary`.
         clean_share: share of documents without noise; 1 is plain supervised fine-tuning.
         spacing: `branch`: one block for this many response tokens.
+        noise_targets: `branch`: noise tokens learn the `labels` (the paper), or what the `model` itself
+            says there on clean input.
         noise_weight: `branch`: weight of a noise target in the loss; a clean one has 1.
         max_length: longest document; longer ones are cut.
         row_length: documents are packed into rows of this length; 0 pads instead.
@@ -71,6 +74,7 @@ class TrainConfig:
     noise_source: NoiseSource = "prefix"
     clean_share: float = 0.0
     spacing: int = 6
+    noise_targets: NoiseTargets = "labels"
     noise_weight: float = 1.0
     max_length: int = 2048
     row_length: int = 2048
@@ -113,11 +117,16 @@ class TrainConfig:
         for name, known in (
             ("dtype", ("bfloat16", "float32")),
             ("format", ("auto", "plain", "chat")),
+            ("noise_targets", ("labels", "model")),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; use {', '.join(known)}"
                 )
+        if self.noise_targets == "model" and self.mode == "inline":
+            raise ConfigError(
+                "noise_targets='model' needs mode='branch': inline there is no clean prediction"
+            )
         self.noise_settings()
 
     def noise_settings(self) -> NoiseSettings:

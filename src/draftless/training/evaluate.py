@@ -46,7 +46,7 @@ def evaluate_model(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) ->
 
     Args:
         model: a causal model with sdpa or eager attention.
-        batches: as `NoiseCollator` makes them in branch mode with `adds_depths`.
+        batches: as `NoiseCollator` makes them in branch mode with `adds_places`.
     """
     scores = Scores()
     was_training, device = model.training, next(model.parameters()).device

@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from draftless.training.branches import BranchRow, branch_batch, noise_depths
+from draftless.training.branches import (
+    BranchRow,
+    branch_batch,
+    clean_twins,
+    noise_depths,
+)
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 from draftless.training.packing import PaddingCollator
 
@@ -39,15 +44,15 @@ class NoiseCollator:
         planner: decides where noise goes.
         pad_id: fills rows in branch mode.
         epoch: of the run.
-        adds_depths: branch mode adds `noise_depths` (`branches.noise_depths`) to the batch, for
-            whoever weighs or counts noise targets; models do not take it.
+        adds_places: branch mode adds `noise_depths` and `clean_twins` (see `branches`) to the
+            batch, for whoever weighs, teaches or counts noise targets; models do not take them.
     """
 
     inner: Collator
     planner: NoisePlanner
     pad_id: int
     epoch: int = 0
-    adds_depths: bool = False
+    adds_places: bool = False
 
     @classmethod
     def from_tokenizer(
@@ -101,8 +106,8 @@ class NoiseCollator:
         width = max(len(row) for row in rows) + 1
         for row in rows:
             row.add_padding(width - len(row), self.pad_id)
-        extra = {"noise_depths": noise_depths(rows)} if self.adds_depths else {}
-        return {**branch_batch(rows), **extra}
+        places = {"noise_depths": noise_depths(rows), "clean_twins": clean_twins(rows)}
+        return {**branch_batch(rows), **(places if self.adds_places else {})}
 
 
 def branch_row(

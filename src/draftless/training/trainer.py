@@ -23,10 +23,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.manifest import Manifest, write_manifest
-from draftless.prompts import PromptFormat, Record
+from draftless.prompts import IGNORED_LABEL, PromptFormat, Record
 from draftless.provenance import collect_provenance
 from draftless.training.checkpoint import mark_complete, prepare_folder
-from draftless.training.config import TrainConfig
+from draftless.training.config import NoiseTargets, TrainConfig
 from draftless.training.data import encode_records, hold_back, read_records
 from draftless.training.evaluate import evaluate_model
 from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
@@ -39,9 +39,12 @@ _EVAL_BATCH = 4
 class MSNTrainer(Trainer):
     """`Trainer` that weighs noise targets, reports denoising, and marks complete checkpoints."""
 
-    def __init__(self, *args: Any, noise_weight: float, **more: Any):
+    def __init__(
+        self, *args: Any, noise_weight: float, noise_targets: NoiseTargets = "labels", **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self._noise_weight = noise_weight
+        self._noise_targets = noise_targets
 
     def compute_loss(
         self,
@@ -51,14 +54,16 @@ class MSNTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Cross-entropy per target of the global batch; noise targets count `noise_weight`."""
-        depths = inputs.pop("noise_depths", None)
+        depths, twins = inputs.pop("noise_depths", None), inputs.pop("clean_twins", None)
         if depths is None or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         targets = inputs.pop("shift_labels")
         inputs.pop("labels")
         outputs = model(**inputs)
-        logits = outputs.logits.flatten(0, 1).float()
-        losses = F.cross_entropy(logits, targets.flatten(), reduction="none")
+        logits = outputs.logits.float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        if self._noise_targets == "model":
+            losses = losses.index_copy(0, *own_losses(logits, targets, twins))
         weights = torch.where(depths.flatten() > 0, self._noise_weight, 1.0)
         loss = (losses * weights).sum() / num_items_in_batch
         if self.args.average_tokens_across_devices:
@@ -78,6 +83,22 @@ class MSNTrainer(Trainer):
         if self.args.should_save:
             name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             mark_complete(Path(self.args.output_dir) / name)
+
+
+def own_losses(
+    logits: torch.Tensor,  # [B, N, V] fp32
+    targets: torch.Tensor,  # [B, N] int64
+    twins: torch.Tensor,  # [B, N] int64, of `branches.clean_twins`
+) -> tuple[torch.Tensor, torch.Tensor]:  # [M] int64 places in the flattened batch, [M] fp32
+    """Cross-entropy of noise tokens against what the model itself says at their clean twins.
+
+    A draft has to hit the model's own next token, and a whole distribution teaches more than one
+    token that was drawn from the data. No gradient flows into the clean side.
+    """
+    rows, places = ((twins >= 0) & (targets != IGNORED_LABEL)).nonzero(as_tuple=True)
+    teacher = logits.detach()[rows, twins[rows, places]].softmax(-1)
+    losses = F.cross_entropy(logits[rows, places], teacher, reduction="none")
+    return rows * logits.shape[1] + places, losses
 
 
 @dataclass
@@ -127,7 +148,7 @@ def prepare(config: TrainConfig) -> Run:
     if not train:
         raise ConfigError(f"eval_share={config.eval_share} holds all documents back")
     collator = NoiseCollator.from_tokenizer(tokenizer, config.noise_settings())
-    collator.adds_depths = config.mode == "branch"
+    collator.adds_places = config.mode == "branch"
     rows = pack_documents(train, config.row_length) if config.row_length else train
     return Run(
         config=config,
@@ -223,6 +244,7 @@ def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> d
         callbacks=[NoiseEpochs(run.collator), *callbacks],
         eval_dataset=_eval_batches(run),
         noise_weight=config.noise_weight,
+        noise_targets=config.noise_targets,
     )
     trainer.remove_callback(PrinterCallback)  # whoever calls shows progress
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -268,7 +290,7 @@ def _eval_batches(run: Run) -> list[dict[str, torch.Tensor]]:
     """Noise of epoch 0 beside the held-back documents, the same in every evaluation."""
     settings = replace(run.collator.planner.settings, mode="branch", clean_share=0.0)
     collator = NoiseCollator.from_tokenizer(run.tokenizer, settings)
-    collator.adds_depths = True
+    collator.adds_places = True
     starts = range(0, len(run.held), _EVAL_BATCH)
     return [dict(collator(run.held[start : start + _EVAL_BATCH])) for start in starts]
 
@@ -288,6 +310,7 @@ def save(run: Run, trainer: MSNTrainer, metrics: Mapping[str, float]) -> None:
         "mode": config.mode,
         "noise_length": config.noise_length,
         "noise_source": config.noise_source,
+        "noise_targets": config.noise_targets,
     }
     provenance = {**collect_provenance(), "config": _portable(config), "metrics": dict(metrics)}
     write_manifest(
