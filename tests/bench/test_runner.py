@@ -16,14 +16,11 @@ from draftless.bench import rows as files
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
 from draftless.bench.questions import Question
 from draftless.bench.rows import Case, Margin, Row, Turn, read_rows, read_sessions
-from draftless.bench.runner import Conversation, Plan, Run, is_defect, seed_of
+from draftless.bench.runner import Plan, Run, is_defect, seed_of
 from draftless.drafters.jacobi import TRJacobiDrafter
 from draftless.drafters.ngram import PromptLookupDrafter
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
-from draftless.manifest import Manifest
-from draftless.model import Draftless
-from draftless.prompts import PromptFormat
 from support.bench import QUESTIONS, bench_model, fresh_model, plant_wrong_token, small_plan
 
 Call = tuple[str, tuple[int, ...], int]  # method, prompt ids, seed
@@ -162,34 +159,6 @@ def test_each_method_goes_on_with_its_own_answer(tmp_path: Path) -> None:
     carry_out(plan, tmp_path)
     texts = {name: bench_model().tokenizer.decode(ids) for name, ids, _ in calls}  # last turns
     assert texts == {name: f"the dog\nanswer {name}\n\nand the log" for name in DRAFTERS}
-
-
-def formatted(prompt_format: PromptFormat | None, template: str | None = None) -> Draftless:
-    model = fresh_model()
-    model.tokenizer.chat_template = template
-    manifest = Manifest(prompt_format=prompt_format)
-    return Draftless(model.target, model.tokenizer, model.drafter, manifest)
-
-
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("model", "is_raw", "text"),
-    [
-        (formatted(None, TEMPLATE), False, "<user>a<assistant>b<user>c<assistant>"),
-        (formatted(PromptFormat(kind="chat"), TEMPLATE), False, "<user>a<assistant>b<user>c<assistant>"),
-        (formatted(PromptFormat(suffix=" ->"), TEMPLATE), False, "<s>a\nb\n\nc ->"),
-        (formatted(None, TEMPLATE), True, "a\nb\n\nc"),
-        (formatted(PromptFormat(suffix=" ->")), True, "a\nb\n\nc"),
-        (formatted(None), False, "a\nb\n\nc"),
-    ],
-)  # fmt: skip
-def test_turns_are_put_in_the_models_format(model: Draftless, is_raw: bool, text: str) -> None:
-    conversation = Conversation(model, Question("q", "c", ("a", "c")), is_raw=is_raw)
-    conversation.prompt_ids()
-    conversation.answer("b")
-    assert model.tokenizer.decode(conversation.prompt_ids()) == text
 
 
 # --- resuming ----------------------------------------------------------------------------------

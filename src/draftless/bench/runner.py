@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from draftless.bench import rows as files
+from draftless.bench.conversation import Conversation
 from draftless.bench.methods import (
     PEERS,
     Method,
@@ -76,55 +77,6 @@ class RunOptions:
                 raise ConfigError(f"{name}={value} is below {low}")
         if not self.samplings:
             raise ConfigError("no sampling is given; say at least temperature 0")
-
-
-class Conversation:
-    """A question under one method: what was said so far, and the next prompt's ids."""
-
-    def __init__(self, model: Draftless, question: Question, *, is_raw: bool) -> None:
-        self._model = model
-        self._question = question
-        self._is_raw = is_raw
-        self._answers: list[str] = []
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether turns become chat messages: the checkpoint's format, else the tokenizer's."""
-        manifest, tokenizer = self._model.manifest, self._model.tokenizer
-        if self._is_raw or tokenizer is None:
-            return False
-        if manifest is not None and manifest.prompt_format is not None:
-            return manifest.prompt_format.kind == "chat"
-        return bool(tokenizer.chat_template)
-
-    def prompt_ids(self) -> list[int]:
-        """Ids of the next turn, the conversation before it included."""
-        turns = self._question.turns[: len(self._answers) + 1]
-        if self.is_chat:
-            messages = [{"role": "user", "content": turns[0]}]
-            for answer, turn in zip(self._answers, turns[1:], strict=True):
-                messages += [
-                    {"role": "assistant", "content": answer},
-                    {"role": "user", "content": turn},
-                ]
-            return self._model.encode(messages)
-        text = turns[0]
-        for answer, turn in zip(self._answers, turns[1:], strict=True):
-            text += f"\n{answer}\n\n{turn}"
-        if self._is_raw and self._model.tokenizer is not None:
-            return list(self._model.tokenizer(text).input_ids)
-        return self._model.encode(text)
-
-    def answer(self, text: str) -> None:
-        """Note what the method said; the conversation goes on from there."""
-        self._answers.append(text)
-
-    def longest(self, max_new_tokens: int) -> int:
-        """Tokens of the whole conversation if every answer is as long as it may be."""
-        whole = Conversation(self._model, self._question, is_raw=self._is_raw)
-        for _ in self._question.turns[1:]:
-            whole.answer("")
-        return len(whole.prompt_ids()) + len(self._question.turns) * max_new_tokens
 
 
 @dataclass(frozen=True)
