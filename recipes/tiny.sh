@@ -32,17 +32,24 @@ stage() { # stage NAME COMMAND...: run once
 
 stage tokenizer "$python" recipes/tiny_tokenizer.py --data "$data" --output "$work/tokenizer"
 
-stage base "$torchrun" --nproc_per_node=2 recipes/tiny_base.py --data "$data" \
-    --tokenizer "$work/tokenizer" --output "$work/base" \
-    --micro-batches 4 --steps 1200 --muon-lr 6e-3 --lr 4e-3 --save-every 75
-
-sft() { # sft MODE NAME
-    "$python" recipes/tiny_sft.py --data "$data" --base "$work/base/model" \
-        --mode "$1" --output "$work/$2" --steps 430
+# Two rounds, because the weights of the first one were kept when more time was found.
+base() { # base OUTPUT OPTION...
+    "$torchrun" --nproc_per_node=2 recipes/tiny_base.py --data "$data" \
+        --tokenizer "$work/tokenizer" --micro-batches 4 --output "$@"
 }
-stage msn sft branch msn &
+stage base-1 base "$work/base-1" --steps 1200 --muon-lr 6e-3 --lr 4e-3
+stage base base "$work/base" --init "$work/base-1/model" --skip-steps 1200 \
+    --steps 1500 --muon-lr 4e-3 --lr 2.7e-3
+
+sft() { # sft NAME OPTION...
+    local name=$1
+    shift
+    "$python" recipes/tiny_sft.py --data "$data" --base "$work/base/model" \
+        --output "$work/$name" --steps 800 "$@"
+}
+stage msn sft msn --mode branch --noise-targets model &
 msn=$!
-stage control sft plain control
+stage control sft control --mode plain
 wait $msn
 
 for name in base msn control; do
