@@ -9,6 +9,9 @@ from draftless.bench.statistics import Interval
 from draftless.bench.summary import CaseSummary, Group, Summary
 from draftless.bench.trust import Trust, is_comparable
 
+MIN_QUESTIONS = 5
+"""With fewer in a category, intervals cover clearly less than they promise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -122,8 +125,14 @@ def _notes(cases: Sequence[CaseSummary], best: CaseSummary | None) -> list[str]:
             notes.append(_why_not_compared(best))
         if best.num_left_out:
             notes.append(
-                f"{best.num_left_out} of its {best.num_questions} answers are left out of the "
-                "speed-up: they, or the plain ones, are mostly repeats."
+                f"Left out of its speed-up, because they or the plain ones are mostly repeats: "
+                f"{best.num_left_out} of {best.num_questions} answers."
+            )
+        fewest = min(own.num_questions for own in best.by_category.values())
+        if fewest < MIN_QUESTIONS:
+            notes.append(
+                f"A category has {fewest} {'question' if fewest == 1 else 'questions'} only: the "
+                "interval is too narrow."
             )
     notes += [
         f"{case.case.method} failed on {case.num_failed} of "

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from draftless.bench.curves import Curve
 from draftless.bench.rows import PLAIN_METHODS
 from draftless.bench.summary import STAGES, CaseSummary
-from draftless.bench.svg import GRID, INK, inline, series_color, shortened, stage_color
+from draftless.bench.svg import GRID, GROUND, INK, inline, series_color, shortened, stage_color
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,10 +74,7 @@ def overview(cases: Sequence[CaseSummary], styles: Styles) -> Chart:
     def draw(axes: Axes) -> None:
         for place, case in enumerate(ranked):
             _interval(axes, case, place, styles[case.case.method], case.speed_up)
-            axes.annotate(
-                shortened(case.case.method, MAX_NAME), (0, place), xytext=(4, 6),
-                textcoords="offset points", xycoords=("axes fraction", "data"), fontsize=10.5,
-            )  # fmt: skip
+            _name_above(axes, place, case.case.method)
         _speed_up_axis(axes)
         axes.set_yticks([])
         axes.set_ylim(-0.6, len(ranked) - 0.1)
@@ -201,10 +198,7 @@ def stages(cases: Sequence[CaseSummary]) -> Chart | None:
                 width = own.share[stage] * total
                 axes.barh(place, width, left=begin, height=0.4, color=stage_color(number))
                 begin += width
-            axes.annotate(
-                f"{shortened(case.case.method, MAX_NAME)} ({own.overhead_share:.1%})", (0, place),
-                xytext=(2, 10), textcoords="offset points", fontsize=10.5,
-            )  # fmt: skip
+            _name_above(axes, place, case.case.method, f" ({own.overhead_share:.1%})", 12.0)
         axes.set_xlim(0, longest * 1.02)
         axes.set_ylim(-0.5, len(chosen) - 0.2)
         axes.set_yticks([])
@@ -213,7 +207,7 @@ def stages(cases: Sequence[CaseSummary]) -> Chart | None:
     return Chart(
         "Time per stage",
         "One step of our engine; in brackets the share of everything but the forward pass.",
-        inline(draw, 0.6 + 0.5 * len(chosen), "Milliseconds per step by stage and method"),
+        inline(draw, 0.6 + 0.54 * len(chosen), "Milliseconds per step by stage and method"),
     )
 
 
@@ -255,7 +249,7 @@ def _lines(
     def draw(axes: Axes) -> None:
         for method, curve in curves.items():
             axes.plot([x for x, _ in curve], [y for _, y in curve], **_line(styles[method]))
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.07 * max(y for curve in curves.values() for _, y in curve))
         axes.set_xlabel(axis_labels[0])
         axes.set_ylabel(axis_labels[1])
         if is_log2:
@@ -317,6 +311,15 @@ def _interval(axes: Axes, case: CaseSummary, place: float, style: int, value: An
     if value.is_known and not is_reference:
         axes.plot([value.low, value.high], [place, place], color=_color(style))
     axes.plot(value.value, place, **_line(style))
+
+
+def _name_above(axes: Axes, place: float, name: str, more: str = "", points: float = 8.0) -> None:
+    """Write a method's name above its line, on the page's ground: a line behind it is hidden."""
+    axes.annotate(
+        shortened(name, MAX_NAME) + more, (0, place), xytext=(4, points), textcoords="offset points",
+        xycoords=("axes fraction", "data"), fontsize=10.5, zorder=3,
+        bbox={"facecolor": GROUND, "edgecolor": "none", "pad": 1.0},
+    )  # fmt: skip
 
 
 def _speed_up_axis(axes: Axes) -> None:

@@ -187,6 +187,7 @@ def _render(name: str, runs: Sequence[Run]) -> str:
     is_page = name == PAGE
     return environment.get_template(f"{name}.jinja").render(
         runs=runs,
+        columns=_columns(runs),
         sections=_sections(runs, styles) if is_page else [],
         swatches={m: plots.swatch(place) for m, place in styles.items()} if is_page else {},
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
@@ -200,6 +201,16 @@ def _render(name: str, runs: Sequence[Run]) -> str:
         if is_page
         else {},
     )
+
+
+def _columns(runs: Sequence[Run]) -> list[tuple[str, list[CaseSummary]]]:
+    """Every group of every run, with the name that tells it from the others."""
+    return [
+        (f"{run.label}: {name}" if len(runs) > 1 else name, cases)
+        for run in runs
+        for group, cases in run.summary.groups().items()
+        for name in [f"{group.model}, {group.sampling}, {group.dtype}"]
+    ]
 
 
 def _cell(text: str) -> str:

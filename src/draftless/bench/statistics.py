@@ -82,10 +82,14 @@ def stratified_interval(
 def resample_counts(generator: np.random.Generator, num: int, num_resamples: int) -> Numbers:
     """How often each of `num` questions is drawn: `[num_resamples, num]`, rows that sum to `num`.
 
-    Totals of any numbers per question are `counts @ numbers`, for all resamples at once.
+    Totals of any numbers per question are `counts @ numbers`, for all resamples at once. One
+    question fewer than there are is drawn and counted up (Rao and Wu's rescaling): plain draws make
+    intervals of few questions too narrow.
     """
-    counts = generator.multinomial(num, np.full(num, 1.0 / num), size=num_resamples)
-    return counts.astype(np.float64)
+    if num == 1:
+        return np.ones((num_resamples, 1))
+    counts = generator.multinomial(num - 1, np.full(num, 1.0 / num), size=num_resamples)
+    return counts * (num / (num - 1))
 
 
 def rate_ratio(totals: Numbers) -> Numbers:

@@ -29,7 +29,7 @@ class CategorySummary:
     """One case on one category.
 
     Attributes:
-        num_questions: questions that count.
+        num_questions: questions that count (repetitions are one).
         acceptance_length: committed tokens per step.
         tokens_per_second: of the whole call.
         speed_up: None without a plain loop.
@@ -270,7 +270,7 @@ def _by_category(pairs: Sequence[Pair], *, has_plain: bool) -> dict[str, Categor
     found = {}
     for category, rows in averages.by_category(row for row, _ in pairs).items():
         found[category] = CategorySummary(
-            num_questions=len(rows),
+            num_questions=len({row.question_id for row in rows}),
             acceptance_length=averages.acceptance_length(rows) or 0.0,
             tokens_per_second=averages.tokens_per_second(rows) or 0.0,
             speed_up=averages.speed_up([p for p in pairs if p[0].category == category])

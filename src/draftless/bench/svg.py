@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDTH_IN = 5.0  # 360 pt: at phone width a point is about a pixel
-INK, GRID = "#010203", "#040506"
+INK, GRID, GROUND = "#010203", "#040506", "#070809"
 _RC: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "draftless",
@@ -93,7 +93,7 @@ def _themed(text: str, label: str) -> str:
     svg = re.sub(r"<!--.*?-->|<defs>\s*</defs>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"#5e00(..)", lambda found: f"var(--c{int(found[1], 16)})", svg)
     svg = re.sub(r"#5a00(..)", lambda found: f"var(--s{int(found[1], 16)})", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    svg = svg.replace(INK, "var(--ink)").replace(GRID, "var(--grid)").replace(GROUND, "var(--bg)")
     # The page's font; ids of groups that nothing refers to; rotations by nothing.
     svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

@@ -92,6 +92,20 @@ def cases_table(cases: Sequence[CaseSummary]) -> Table:
     )
 
 
+def glance_table(columns: Sequence[tuple[str, Sequence[CaseSummary]]]) -> Table:
+    """Speed-up of every method in every group of every run: what changes from one to another.
+
+    Args:
+        columns: name and cases of each group.
+    """
+    methods = dict.fromkeys(case.case.method for _, cases in columns for case in cases)
+    speeds = [{case.case.method: speed_up(case.speed_up) for case in cases} for _, cases in columns]
+    return Table(
+        headings=("method", *(name for name, _ in columns)),
+        lines=tuple((m, *(own.get(m, UNKNOWN) for own in speeds)) for m in methods),
+    )
+
+
 def category_table(cases: Sequence[CaseSummary]) -> Table:
     """Speed-up and acceptance length of every drafter on every category."""
     drafted = [case for case in cases if not case.is_plain]
@@ -103,7 +117,7 @@ def category_table(cases: Sequence[CaseSummary]) -> Table:
                 values = (str(own.num_questions), speed_up(own.speed_up))
                 values += (number(own.acceptance_length), number(own.tokens_per_second, 1))
                 lines.append((category, case.case.method, *values))
-    headings = ("category", "method", "answers", "speed-up [95 %]", "tokens per step", "tokens/s")
+    headings = ("category", "method", "questions", "speed-up [95 %]", "tokens per step", "tokens/s")
     return Table(headings, tuple(lines), num_names=2)
 
 

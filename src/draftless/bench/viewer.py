@@ -86,7 +86,7 @@ def source_shares(rows: Sequence[Row]) -> list[SourceShare]:
 
 def excerpts(
     rows: Sequence[Row], groups: Sequence[Sequence[CaseSummary]], numbers: Mapping[str, int]
-) -> list[Excerpt]:
+) -> dict[Case, list[Excerpt]]:
     """The first answer of every category, of the fastest drafters that name their sources.
 
     Args:
@@ -108,7 +108,10 @@ def excerpts(
             chosen += [row for _, row in sorted(first[case.case].items())]
     chosen = chosen[:MAX_EXCERPTS]
     limit = min(MAX_TOKENS, TOKEN_BUDGET // max(1, len(chosen)))
-    return [_excerpt(row, limit, numbers) for row in chosen]
+    found: dict[Case, list[Excerpt]] = {}
+    for row in chosen:
+        found.setdefault(row.case, []).append(_excerpt(row, limit, numbers))
+    return found
 
 
 def _excerpt(row: Row, limit: int, numbers: Mapping[str, int]) -> Excerpt:
