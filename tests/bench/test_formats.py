@@ -19,6 +19,7 @@ from draftless.bench.formats import (
     write_vllm_metrics,
 )
 from draftless.bench.rows import Case, Row, Turn
+from draftless.bench.summary import summarise
 
 PLAIN = Case("m", "none", "greedy", "float32")
 DRAFTED = Case("m", "tr-jacobi (budget=8)", "T=1 top-p=0.9", "float32")
@@ -115,6 +116,26 @@ def test_their_speed_accepts_our_files_and_gives_our_numbers(tmp_path: Path) -> 
     assert base_speed == pytest.approx(means[PLAIN]), "one word per token: counted the same way"
     assert speed_up == pytest.approx(means[DRAFTED] / means[PLAIN])
     assert sorted(lengths) == [1, 1, 2, 3]
+
+
+def test_the_summary_agrees_with_their_speed_up_where_tokens_are_counted_alike(
+    tmp_path: Path,
+) -> None:
+    """`question_mean_speed_up` is their method on our counts: one id per word, no EOS."""
+    plain = Case("m", "none", "greedy", "float32")
+    drafted = Case("m", "prompt-lookup", "greedy", "float32")
+    texts = ["a b c d e f", "g h i", "k l m n o p q r"]
+    rows = []
+    for number, text in enumerate(texts):
+        size = len(text.split())
+        rows.append(row(plain, str(number), turn(text, [1] * size, 0.3 * size + 0.1 * number)))
+        steps = [2] * (size // 2) + [1] * (size % 2)
+        rows.append(row(drafted, str(number), turn(text, steps, 0.2 * size)))
+    base, file = write_spec_bench(rows, tmp_path)
+    *_, speed_up, lengths = their_speed(file, base, Words())
+    (ours,) = [case for case in summarise(rows).cases if case.case == drafted]
+    assert ours.question_mean_speed_up == pytest.approx(speed_up)
+    assert ours.acceptance_length == pytest.approx(sum(lengths) / len(lengths))
 
 
 def test_their_baseline_differs_from_ours_where_the_eos_counts(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from draftless.bench.quality.records import read_quality_records
 from draftless.bench.quality.sandbox import namespaces
 from draftless.bench.quality.scoring import METRICS
 from draftless.bench.statistics import Interval, Numbers, stratified_interval
-from draftless.errors import InputError
+from draftless.errors import ConfigError, InputError
 from draftless.model import Draftless
 from draftless.prompts import PromptFormat
 from draftless.provenance import collect_provenance
@@ -138,8 +138,10 @@ def write_quality(
 
     Raises:
         InputError: the data cannot be read, or a model failed on every record.
-        ConfigError: a library is missing, or programs cannot be run here.
+        ConfigError: `output` is no `.json`, a library is missing, or programs cannot be run here.
     """
+    if output.suffix != ".json":
+        raise ConfigError(f"the result is JSON; name a file that ends in .json, not {output.name}")
     options = options or QualityOptions()
     records = read_quality_records(data, with_code=options.runs_code, limit=options.limit)
     models = [model] if before is None else [before, model]

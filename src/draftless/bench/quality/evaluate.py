@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,9 @@ def evaluate_quality(
         "prompt_format": prompt_format.to_dict(),
     }
     work = _Work(model, name, options, prompt_format, _base_key(facts, options))
-    done = _read_done(rows_file, name)
-    rows = {r.record_id: done[key] for r in records if (key := work.key(r)) in done}
+    done = _read_done(rows_file)
+    keys = {record.record_id: work.key(record) for record in records}
+    rows = {i: replace(done[key], model=name) for i, key in keys.items() if key in done}
     left = [record for record in records if record.record_id not in rows]
     if on_progress:
         on_progress(name, len(rows), len(records))
@@ -251,8 +252,8 @@ def _base_key(facts: dict[str, Any], options: QualityOptions) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _read_done(file: Path | None, name: str) -> dict[str, QualityRow]:
-    """Rows without error of this model, by key."""
+def _read_done(file: Path | None) -> dict[str, QualityRow]:
+    """Rows without error, by key."""
     rows = {}
     for number, data in enumerate(read_lines(file) if file else [], start=1):
         try:
@@ -262,6 +263,6 @@ def _read_done(file: Path | None, name: str) -> dict[str, QualityRow]:
                 f"{file}, row {number} is not a row of a quality evaluation: {error}; "
                 "move the file away or name another output"
             ) from error
-        if row.error is None and row.model == name:
+        if row.error is None:
             rows[row.key] = row
     return rows

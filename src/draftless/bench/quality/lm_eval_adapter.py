@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from draftless.bench.quality.loss import token_losses
-from draftless.errors import ConfigError
+from draftless.errors import ConfigError, InputError
 from draftless.model import Draftless
 from draftless.params import SamplingParams
 
@@ -77,10 +77,12 @@ class DraftlessLM(LM):
         results = []
         for request in requests:
             context, continuation = self._encode_pair(*request.args)
-            ids = (context + continuation)[-self._max_len(context + continuation) :]
-            losses, greedy = token_losses(
-                self._model.target, ids, max(1, len(ids) - len(continuation))
-            )
+            ids = (context + continuation)[-self._window(context + continuation) :]
+            if len(continuation) >= len(ids):
+                raise InputError(
+                    f"a continuation of {len(continuation)} tokens does not fit the model's context"
+                )
+            losses, greedy = token_losses(self._model.target, ids, len(ids) - len(continuation))
             result = (-float(losses.sum()), bool(greedy.all()))
             self.cache_hook.add_partial("loglikelihood", request.args, result)
             results.append(result)
@@ -94,7 +96,7 @@ class DraftlessLM(LM):
                 self._prefix_id,
                 *self._tokenizer.encode(request.args[0], add_special_tokens=False),
             ]
-            limit, total, start = self._max_len(ids), 0.0, 1
+            limit, total, start = self._window(ids), 0.0, 1
             while start < len(ids):
                 # The first window is judged but for its first token, a later one where it is new.
                 end = min(len(ids), limit if start == 1 else start + limit - 1)
@@ -145,8 +147,10 @@ class DraftlessLM(LM):
         before = self._encode(context)
         return before, self._encode(context + continuation)[len(before) :]
 
-    def _max_len(self, ids: Sequence[int]) -> int:
-        return self._model.target.max_positions or len(ids)
+    def _window(self, ids: Sequence[int]) -> int:
+        """Most ids of one forward pass; the last one is only predicted."""
+        limit = self._model.target.max_positions
+        return len(ids) if limit is None else limit + 1
 
     def _params(self, options: Mapping[str, Any]) -> SamplingParams:
         unknown = sorted(set(options) - _KNOWN)

@@ -18,19 +18,17 @@ def token_losses(
 
     Args:
         target: its model runs as `transformers` runs it: no cache, no tree.
-        token_ids: the whole text; not longer than the model's context.
+        token_ids: the whole text; its last token is only predicted, so one more than the model's
+            context fits.
         num_context: how many of them, at least one, are given and not judged.
 
     Returns:
         Losses in nats, and whether each token is the one that greedy decoding takes.
     """
-    ids = torch.tensor([list(token_ids)], device=target.device)
+    ids = torch.tensor([list(token_ids)], device=target.device)  # [1, len]
     num_judged = len(token_ids) - num_context
-    logits = (
-        target.model(input_ids=ids, use_cache=False, logits_to_keep=num_judged + 1)
-        .logits[0, :-1]
-        .float()
-    )
+    output = target.model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=num_judged)
+    logits = output.logits[0].float()  # [n, V]
     wanted = ids[0, num_context:]
     return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
 
@@ -45,7 +43,9 @@ def clean_loss(
         token_ids: prompt and response.
         num_context: length of the prompt, at least 1.
     """
-    ids = token_ids[: target.max_positions]
+    ids = list(token_ids)
+    if target.max_positions is not None:
+        ids = ids[: target.max_positions + 1]
     if len(ids) <= num_context:
         return 0.0, 0
     losses, _ = token_losses(target, ids, num_context)
