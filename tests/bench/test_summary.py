@@ -106,7 +106,7 @@ def test_looping_answers_are_left_out_and_counted() -> None:
     assert cases["tr-jacobi"].num_left_out == 1
     assert value(cases["tr-jacobi"]) == pytest.approx(2.0)
     assert cases["tr-jacobi"].loop_share == pytest.approx(51 / 300)
-    assert cases["tr-jacobi"].num_questions == 3
+    assert cases["tr-jacobi"].num_answers == 3
     assert cases["none"].num_left_out == 0
     rows[2].turns[0].num_looping = 50  # half is not more than half
     assert by_method(rows)["tr-jacobi"].num_left_out == 0
@@ -121,21 +121,21 @@ def test_a_looping_plain_answer_leaves_the_question_out() -> None:
 def test_failures_are_counted_and_bring_no_numbers() -> None:
     rows = [*sample_rows(), Row(DRAFTED, "sql", "sql-9", error="ValueError: no")]
     drafted = by_method(rows)["tr-jacobi"]
-    assert (drafted.num_failed, drafted.num_questions) == (1, 3)
+    assert (drafted.num_failed, drafted.num_answers) == (1, 3)
     assert [row.question_id for row in summarise(rows).failed] == ["sql-9"]
 
 
 def test_a_case_that_always_fails_is_still_a_case() -> None:
     crashed = Row(make_case("knn-ssd"), "sql", "sql-0", error="RuntimeError: x")
     case = by_method([*sample_rows(), crashed])["knn-ssd"]
-    assert (case.num_failed, case.num_questions, case.speed_up) == (1, 0, None)
+    assert (case.num_failed, case.num_answers, case.speed_up) == (1, 0, None)
 
 
 def test_questions_that_the_plain_loop_missed_are_counted() -> None:
     rows = [row for row in sample_rows() if row.case != STOCK]
     rows[0] = replace(rows[0], turns=[], error="planted")
     drafted = by_method(rows)["tr-jacobi"]
-    assert (drafted.num_unpaired, drafted.num_questions) == (1, 3)
+    assert (drafted.num_unpaired, drafted.num_answers) == (1, 3)
 
 
 def test_a_plain_loop_that_mostly_fails_sets_no_bar() -> None:

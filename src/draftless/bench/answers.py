@@ -57,7 +57,8 @@ def identity(trust: Trust) -> str:
 
 def _answer(group: Group, cases: Sequence[CaseSummary]) -> Answer:
     drafted = [(case, case.speed_up) for case in cases if case.speed_up and not case.is_plain]
-    ranked = sorted(drafted, key=lambda pair: -pair[1].value)
+    # A mean over the categories that did not fail is no match for a mean over all.
+    ranked = sorted(drafted, key=lambda pair: (len(_missing(pair[0], cases)), -pair[1].value))
     best = next((c for c, s in ranked if s.low > 1 and not c.trust.num_defects), None)
     return Answer(
         group=group,
@@ -100,19 +101,25 @@ def _defects(cases: Sequence[CaseSummary]) -> list[str]:
     ]
 
 
+def _missing(case: CaseSummary, cases: Sequence[CaseSummary]) -> list[str]:
+    """Categories on which other cases have answers that count, and this one has not."""
+    return sorted({name for other in cases for name in other.by_category} - set(case.by_category))
+
+
+def _rivals(cases: Sequence[CaseSummary], best: CaseSummary, low: float) -> list[str]:
+    return [
+        f"{case.case.method} {times(case.speed_up)}"
+        for case in cases
+        if case is not best and not case.is_plain and not _missing(case, cases)
+        if case.speed_up and case.speed_up.high >= low
+    ]
+
+
 def _notes(cases: Sequence[CaseSummary], best: CaseSummary | None) -> list[str]:
     notes = []
     if best and best.speed_up:
-        name, low = best.case.method, best.speed_up.low
-        rivals = [
-            f"{case.case.method} {times(case.speed_up)}"
-            for case in cases
-            if case is not best
-            and not case.is_plain
-            and case.speed_up
-            and case.speed_up.high >= low
-        ]
-        if rivals:
+        name = best.case.method
+        if rivals := _rivals(cases, best, best.speed_up.low):
             notes.append(f"The intervals do not tell it from {', '.join(rivals)}.")
         slower = [
             f"{category} ({own.speed_up.value:.2f}x)"
@@ -126,7 +133,7 @@ def _notes(cases: Sequence[CaseSummary], best: CaseSummary | None) -> list[str]:
         if best.num_left_out:
             notes.append(
                 f"Left out of its speed-up, because they or the plain ones are mostly repeats: "
-                f"{best.num_left_out} of {best.num_questions} answers."
+                f"{best.num_left_out} of {best.num_answers} answers."
             )
         fewest = min(own.num_questions for own in best.by_category.values())
         if fewest < MIN_QUESTIONS:
@@ -135,8 +142,13 @@ def _notes(cases: Sequence[CaseSummary], best: CaseSummary | None) -> list[str]:
                 "interval is too narrow."
             )
     notes += [
-        f"{case.case.method} failed on {case.num_failed} of "
-        f"{case.num_failed + case.num_questions} questions."
+        f"{case.case.method} has no answers that count on {', '.join(missing)}."
+        for case in cases
+        if case.num_answers and (missing := _missing(case, cases))
+    ]
+    notes += [
+        f"{case.case.method} failed in {case.num_failed} of "
+        f"{case.num_failed + case.num_answers} answers."
         for case in cases
         if case.num_failed
     ]

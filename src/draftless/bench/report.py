@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -216,9 +217,9 @@ def _columns(runs: Sequence[Run]) -> list[tuple[str, list[CaseSummary]]]:
 def _cell(text: str) -> str:
     """Text for a cell of a Markdown table: whatever it holds, it stays in its cell."""
     text = "".join(char if char.isprintable() else " " for char in text)
-    for char in "\\`*_{}[]<>|&":
-        text = text.replace(char, f"\\{char}")
-    return text
+    return "".join(
+        f"\\{char}" if char in "\\`*_{}[]|" else char for char in escape(text, quote=False)
+    )
 
 
 def _json(runs: Sequence[Run]) -> str:

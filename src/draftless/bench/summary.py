@@ -79,7 +79,7 @@ class CaseSummary:
     Attributes:
         case: what was measured.
         plain: method of the fastest plain loop.
-        num_questions: rows with an answer (a repetition is a row of its own).
+        num_answers: rows with an answer (a repetition is a row of its own).
         num_failed: rows with an error.
         num_left_out: answers left out because they, or the plain ones, are mostly repeats.
         num_unpaired: answers to questions on which that plain loop failed; left out, too.
@@ -103,7 +103,7 @@ class CaseSummary:
 
     case: Case
     plain: str | None
-    num_questions: int
+    num_answers: int
     num_failed: int
     num_left_out: int
     num_unpaired: int
@@ -216,7 +216,7 @@ class _Run:
         return CaseSummary(
             case=case,
             plain=plain_case.method if plain_case else None,
-            num_questions=len(own),
+            num_answers=len(own),
             num_failed=sum(row.case == case and row.error is not None for row in self.rows),
             num_left_out=len(shared) - len(kept),
             num_unpaired=len(own) - len(shared),

@@ -66,7 +66,7 @@ _COLUMNS: tuple[tuple[str, Callable[[CaseSummary], str]], ...] = (
     ("tokens/s", lambda c: number(c.tokens_per_second, 1)),
     ("output against plain", _trust),
     ("failed", lambda c: str(c.num_failed)),
-    ("left out", lambda c: f"{c.num_left_out + c.num_unpaired} of {c.num_questions}"),
+    ("left out", lambda c: f"{c.num_left_out + c.num_unpaired} of {c.num_answers}"),
     ("speed-up, question means", lambda c: number(c.question_mean_speed_up)),
     ("decoding over none [95 %]", lambda c: speed_up(c.decode_speed_up)),
     ("first token ms", lambda c: milliseconds(c.first_token_s)),
