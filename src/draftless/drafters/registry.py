@@ -13,6 +13,7 @@ from draftless.types import Drafter
 DRAFTERS = {
     "none": "draftless.drafters.ngram:NullDrafter",
     "prompt-lookup": "draftless.drafters.ngram:PromptLookupDrafter",
+    "recycling": "draftless.drafters.recycling:RecyclingDrafter",
     "tr-jacobi": "draftless.drafters.jacobi:TRJacobiDrafter",
 }
 
