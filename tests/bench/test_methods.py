@@ -182,7 +182,9 @@ def test_a_failure_leaves_the_model_whole(monkeypatch: pytest.MonkeyPatch) -> No
             found[PEER_EARLY_EXIT](ids, 0)
     after = found[TRANSFORMERS](ids, 0)
     assert after.token_ids == expected.token_ids
-    assert after.num_forward_passes == expected.num_forward_passes  # no hook was left behind
+    assert after.num_forward_passes == expected.num_forward_passes
+    assert not stock._forward_hooks
+    assert not stock._forward_pre_hooks
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ PEERS = (TRANSFORMERS, PEER_LOOKUP, PEER_EARLY_EXIT)
 # Prompt lookup's own settings in its paper's repository and in `transformers`' documentation.
 _LOOKUP = {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3}
 
+_DIGITS = 6  # microseconds: more would only make rows longer
+
 Method = Callable[[Sequence[int], int], Turn]
 
 
@@ -97,10 +99,10 @@ def our_method(model: Draftless, sampling: Sampling, max_new_tokens: int) -> Met
         _synchronize(device)
         started = time.perf_counter()
         for chunk in silent.stream(list(prompt_ids), params):
-            step_s.append(time.perf_counter() - started)
+            step_s.append(round(time.perf_counter() - started, _DIGITS))
             chunks.append(chunk)
         _synchronize(device)
-        seconds = time.perf_counter() - started
+        seconds = round(time.perf_counter() - started, _DIGITS)
         output = chunks[-1].output
         assert output is not None
         sources = [source for chunk in chunks for source in chunk.sources]
@@ -110,7 +112,7 @@ def our_method(model: Draftless, sampling: Sampling, max_new_tokens: int) -> Met
             text=decode_text(model, output.token_ids),
             finish_reason=output.finish_reason,
             seconds=seconds,
-            prefill_s=output.stats.time_s["prefill"],
+            prefill_s=round(output.stats.time_s["prefill"], _DIGITS),
             first_token_s=step_s[0],
             num_forward_passes=output.stats.num_forward_passes,
             step_tokens=[len(chunk.token_ids) for chunk in chunks],
@@ -118,7 +120,7 @@ def our_method(model: Draftless, sampling: Sampling, max_new_tokens: int) -> Met
             step_s=step_s,
             sources=sources,
             pieces=_pieces(model, output.token_ids) if any(sources) else [],
-            time_s=dict(output.stats.time_s),
+            time_s={name: round(s, _DIGITS) for name, s in output.stats.time_s.items()},
             num_looping=looping_tokens(output.token_ids),
         )
 
@@ -241,7 +243,7 @@ class _Watch(BaseStreamer):
         self._started = time.perf_counter()
 
     def now(self) -> float:
-        return time.perf_counter() - self._started
+        return round(time.perf_counter() - self._started, _DIGITS)
 
     def remove(self) -> None:
         for hook in self._hooks:
