@@ -129,7 +129,7 @@ def test_notes_tell_rivals_slow_categories_failures_and_few_questions() -> None:
     assert "The intervals do not tell it from recycling" in notes
     assert "tr-jacobi is slower than the plain loop on math (0.83x)." in notes
     assert "mostly repeats: 1 of 7 answers." in notes
-    assert "A category has 1 question only" in notes
+    assert "A category has 1 question only: the interval is rough." in notes
     assert "knn-ssd failed in 1 of 1 answers." in notes
     assert "transformers has no answers that count on math." in notes
 
@@ -277,6 +277,17 @@ def test_defects_and_failures_are_on_the_page(tmp_path: Path) -> None:
     assert "DEFECT" in text
     assert "0 / 0171end99.50" in text.replace(" ", "").replace("0/0", "0 / 0")
     assert "RuntimeError: planted crash" in text
+
+
+def test_a_cut_run_says_so(tmp_path: Path) -> None:
+    rows = rows_of({**PLAIN, "recycling": 2.0})
+    facts = {"num_questions": NUM, "options": {"repeats": 2, "suite": "tiny"}}
+    write_report([write_run(tmp_path / "run", rows, **facts)], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "- **run is not finished: 6 of 12 questions.**" in text
+    assert "- options: repeats 2, suite tiny" in text
+    write_report([write_run(tmp_path / "whole", rows, num_questions=NUM)], tmp_path)
+    assert "not finished" not in (tmp_path / "report.md").read_text()
 
 
 def test_an_unknown_bound_is_null(tmp_path: Path) -> None:

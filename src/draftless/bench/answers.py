@@ -10,7 +10,7 @@ from draftless.bench.summary import CaseSummary, Group, Summary
 from draftless.bench.trust import Trust, is_comparable
 
 MIN_QUESTIONS = 5
-"""With fewer in a category, intervals cover clearly less than they promise."""
+"""With fewer in a category, intervals cover less or more than they promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def _notes(cases: Sequence[CaseSummary], best: CaseSummary | None) -> list[str]:
         if fewest < MIN_QUESTIONS:
             notes.append(
                 f"A category has {fewest} {'question' if fewest == 1 else 'questions'} only: the "
-                "interval is too narrow."
+                "interval is rough."
             )
     notes += [
         f"{case.case.method} has no answers that count on {', '.join(missing)}."

@@ -17,7 +17,7 @@ from typing import Any
 
 from draftless.bench import curves, plots, tables, viewer
 from draftless.bench.answers import Answer, answers
-from draftless.bench.averages import with_merged_categories
+from draftless.bench.averages import is_looping, with_merged_categories
 from draftless.bench.rows import ROWS_FILE, Row, read_rows, read_sessions
 from draftless.bench.summary import STAGES, CaseSummary, Group, Summary, summarise
 from draftless.bench.svg import with_own_ids
@@ -52,12 +52,21 @@ class Run:
         """How it was measured: what all sessions share once, what differs session by session."""
         facts = []
         for key in dict.fromkeys(key for session in self.sessions for key in session):
-            values = [_fact(key, s[key]) for s in self.sessions if s.get(key) is not None]
+            values = [_fact(key, s[key]) for s in self.sessions if s.get(key) not in (None, [], {})]
             if values:
                 facts.append((key, "; ".join(dict.fromkeys(values))))
         loads = sorted(row.load for row in self.rows)
         load = f"{loads[0]:.1f} to {loads[-1]:.1f}, median {loads[len(loads) // 2]:.1f}"
         return [("rows", str(len(self.rows))), *facts, ("load while measuring", load)]
+
+    def unfinished(self) -> str | None:
+        """A sentence, if the run was cut before its last question."""
+        session = self.sessions[-1] if self.sessions else {}
+        repeats = session.get("options", {}).get("repeats", 1)
+        num_done, num_all = len({r.question for r in self.rows}), session.get("num_questions", 0)
+        if num_done >= num_all * repeats:
+            return None
+        return f"{self.label} is not finished: {num_done} of {num_all * repeats} questions."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,8 @@ def _labels(folders: Sequence[Path], sessions: Sequence[Sequence[Mapping[str, An
 def _fact(key: str, value: Any) -> str:
     if key == "commit":
         return str(value)[:COMMIT_LEN]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact('', own)}" for name, own in value.items())
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -144,7 +155,7 @@ def _sections(runs: Sequence[Run], styles: plots.Styles) -> list[Section]:
 def _charts(run: Run, cases: list[CaseSummary], styles: plots.Styles) -> list[plots.Chart]:
     by_case: dict[Any, list[Row]] = {case.case: [] for case in cases}
     for row in run.rows:
-        if row.case in by_case and row.error is None:
+        if row.case in by_case and row.error is None and not is_looping(row):
             by_case[row.case].append(row)
     edges = curves.position_edges([row for rows in by_case.values() for row in rows])
     shown = [case for case in cases if case.is_plain] + plots.fastest(cases)
