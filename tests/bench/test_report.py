@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from draftless.bench import plots
 from draftless.bench.answers import Answer, answers
 from draftless.bench.curves import cost_of_width, position_edges, speed_over_position
 from draftless.bench.report import write_report
@@ -156,6 +157,20 @@ def write_run(folder: Path, rows: Sequence[Row], **facts: object) -> Path:
     return folder
 
 
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of text: drawing takes most of a report's time."""
+    monkeypatch.setattr(plots, "inline", lambda *_, **__: "<svg></svg>")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report on a small run, which lies in `run`."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report([write_run(folder / "run", small_run())], folder)
+    return folder
+
+
 class Page(HTMLParser):
     """Tags that are open at the end or closed wrongly, text, ids, and where the page points to."""
 
@@ -230,31 +245,30 @@ def answer_lines(text: str) -> str:
     return "".join(line for line in text.splitlines() if "Use" in line)
 
 
-def test_the_page_needs_no_network_and_no_id_twice(tmp_path: Path) -> None:
-    page = Page(write_report([write_run(tmp_path / "run", small_run())], tmp_path).read_text())
+def test_the_page_needs_no_network_and_no_id_twice(report: Path) -> None:
+    page = Page((report / "report.html").read_text())
     assert len(page.ids) == len(set(page.ids))
     targets = [ref for ref in page.references if ref != "data:,"]
     assert targets
     assert all(ref[0] == "#" and ref[1:] in page.ids for ref in targets)
 
 
-def test_the_answer_comes_first(tmp_path: Path) -> None:
-    write_report([write_run(tmp_path / "run", small_run())], tmp_path)
-    text = Page((tmp_path / "report.html").read_text()).text
+def test_the_answer_comes_first(report: Path) -> None:
+    text = Page((report / "report.html").read_text()).text
     assert text.index("Use tr-jacobi:") < text.index("All cases of")
-    lines = (tmp_path / "report.md").read_text().splitlines()
+    lines = (report / "report.md").read_text().splitlines()
     assert lines[2].startswith("- msn, greedy, bfloat16: **Use tr-jacobi:")
-    data = json.loads((tmp_path / "report.json").read_text())
+    data = json.loads((report / "report.json").read_text())
     assert data["runs"][0]["answers"][0]["method"] == "tr-jacobi"
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
-    run = write_run(tmp_path / "run", small_run())
-    first, second = (write_report([run], tmp_path / name) for name in ("a", "b"))
+def test_the_same_rows_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
+    again = write_report([report / "run"], tmp_path).parent
     for name in ("report.html", "report.md", "report.json"):
-        assert (first.parent / name).read_bytes() == (second.parent / name).read_bytes()
+        assert (report / name).read_bytes() == (again / name).read_bytes()
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_several_runs_have_names_of_their_own(tmp_path: Path) -> None:
     rows = rows_of({**PLAIN, "recycling": 2.0})
     runs = [
@@ -267,6 +281,7 @@ def test_several_runs_have_names_of_their_own(tmp_path: Path) -> None:
     assert "all side by side" in text
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_defects_and_failures_are_on_the_page(tmp_path: Path) -> None:
     rows = rows_of({**PLAIN, "recycling": 2.0})
     rows[2].turns[0].margin = Margin(17, 1, -1, 99.5)
@@ -279,6 +294,7 @@ def test_defects_and_failures_are_on_the_page(tmp_path: Path) -> None:
     assert "RuntimeError: planted crash" in text
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_cut_run_says_so(tmp_path: Path) -> None:
     rows = rows_of({**PLAIN, "recycling": 2.0})
     facts = {"num_questions": NUM, "options": {"repeats": 2, "suite": "tiny"}}
@@ -290,6 +306,7 @@ def test_a_cut_run_says_so(tmp_path: Path) -> None:
     assert "not finished" not in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_an_unknown_bound_is_null(tmp_path: Path) -> None:
     rows = [row for row in rows_of({**PLAIN, "x": 2.0}) if row.question_id == "sql-0"]
     write_report([write_run(tmp_path / "run", rows)], tmp_path)
@@ -297,6 +314,7 @@ def test_an_unknown_bound_is_null(tmp_path: Path) -> None:
     assert cases[2]["speed_up"]["low"] is None
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_a_run_of_failures_has_a_page(tmp_path: Path) -> None:
     rows = [Row(make_case("tr-jacobi"), "sql", "sql-0", error="ValueError: no")]
     html = write_report([write_run(tmp_path / "run", rows)], tmp_path).read_text()
@@ -400,6 +418,7 @@ def test_names_in_drawings_are_cut() -> None:
     assert shortened("a\x00b", 10) == "a?b"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 @pytest.mark.parametrize(("width", "is_dark"), [(390, False), (1280, True)])
 def test_the_page_in_a_real_browser(tmp_path: Path, width: int, is_dark: bool) -> None:
@@ -419,6 +438,7 @@ def test_the_page_in_a_real_browser(tmp_path: Path, width: int, is_dark: bool) -
     assert seen.scroll_width <= width
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 def test_the_browser_test_can_fail(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
