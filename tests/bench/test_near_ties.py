@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from draftless import SamplingParams
+from draftless.bench import near_ties
 from draftless.bench.near_ties import LIMIT, Judge, border, first_difference, judged, ulp
 from draftless.bench.rows import Margin
 from draftless.noise import KeyedNoise
@@ -152,3 +153,14 @@ def test_what_rounding_cannot_explain_is_a_defect(dtype: torch.dtype, ids: list[
     """A difference in fp32, and a text that ends where the plain one goes on."""
     found = Judge(wide_model(dtype)).margin([1], ids, [2, 3], GREEDY)
     assert found == Margin(1, ids[1] if len(ids) > 1 else -1, 3, None, False)
+
+
+def test_a_difference_that_cannot_be_judged_is_not_called_a_near_tie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(near_ties, "stock_copy", full)
+    found = Judge(wide_model(BF16)).margin([1], [2, 4], [2, 3], GREEDY)
+    assert found == Margin(1, 4, 3, None, False)

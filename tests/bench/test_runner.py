@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,39 +15,21 @@ from draftless.bench import rows as files
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
 from draftless.bench.questions import Question
 from draftless.bench.rows import Case, Margin, Row, Turn, read_rows, read_sessions
-from draftless.bench.runner import Plan, Run, is_defect, seed_of
+from draftless.bench.runner import Run, is_defect, seed_of
 from draftless.drafters.jacobi import TRJacobiDrafter
 from draftless.drafters.ngram import PromptLookupDrafter
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
-from support.bench import QUESTIONS, bench_model, fresh_model, plant_wrong_token, small_plan
-
-Call = tuple[str, tuple[int, ...], int]  # method, prompt ids, seed
-
-
-def carry_out(plan: Plan, folder: Path, *, is_resumed: bool = False) -> list[Row]:
-    """All rows that a run measures now."""
-    return [row for rows in Run(plan, folder, is_resumed=is_resumed).rows() for row in rows]
-
-
-def watched(plan: Plan, answers: dict[str, str] | None = None) -> tuple[Plan, list[Call]]:
-    """The same plan with methods that only note their calls; the warm-up counts, too."""
-    calls: list[Call] = []
-
-    def fake(name: str) -> Any:
-        def run(prompt_ids: Sequence[int], seed: int) -> Turn:
-            calls.append((name, tuple(prompt_ids), seed))
-            return Turn(len(prompt_ids), [7, 8], text=(answers or {}).get(name, "same"))
-
-        return run
-
-    methods = {case: fake(case.method) for case in plan.methods}
-    return replace(plan, methods=methods), calls
-
-
-def keys(rows: Sequence[Row]) -> Counter[tuple[Case, str, int]]:
-    return Counter(row.key for row in rows)
-
+from support.bench import (
+    QUESTIONS,
+    bench_model,
+    carry_out,
+    fresh_model,
+    keys,
+    plant_wrong_token,
+    small_plan,
+    watched,
+)
 
 # --- order, seeds, cases -----------------------------------------------------------------------
 
@@ -345,6 +326,34 @@ def test_without_plain_decoding_nothing_is_called_a_defect(tmp_path: Path) -> No
     rows = carry_out(replace(plan, methods={**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
     assert not any(map(is_defect, rows))
     assert sum(row.error is not None for row in rows) == 1
+
+
+def test_an_answer_is_compared_when_plain_decoding_comes_late(tmp_path: Path) -> None:
+    """It failed in the first session; what was not comparable then is compared in the second."""
+    plan = small_plan(questions=QUESTIONS[1:2], drafters=("tr-jacobi",))
+    plain, ours = plan.methods
+    carry_out(replace(plan, methods={**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
+    (kept,) = [row for row in read_rows(tmp_path) if row.error is None]
+    kept.turns[1].token_ids[3] ^= 1
+    files.append_row(tmp_path, kept)
+    carry_out(plan, tmp_path, is_resumed=True)
+    found = {row.case: row for row in read_rows(tmp_path)}
+    assert found[plain].error is None
+    margins = [turn.margin and turn.margin.index for turn in found[ours].turns]
+    assert margins == [None, 3]
+    assert is_defect(found[ours])
+
+
+def test_a_prompt_that_cannot_be_made_is_a_row_with_its_error(tmp_path: Path) -> None:
+    model = fresh_model()
+    refuse = "{% if 'bad' in messages[0].content %}{{ 1 / 0 }}{% endif %}"
+    model.tokenizer.chat_template = refuse + "{{ messages[0].content }}"
+    questions = [Question("bad", "c", ("a bad one",)), Question("good", "c", ("a good one",))]
+    rows = carry_out(small_plan(model, questions, drafters=("none",)), tmp_path)
+    assert [(row.question_id, row.error) for row in rows] == [
+        ("bad", "ZeroDivisionError: division by zero"),
+        ("good", None),
+    ]
 
 
 @pytest.mark.parametrize("number", [0, 5])

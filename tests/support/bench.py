@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 from draftless import Draftless
 from draftless.bench.questions import Question
-from draftless.bench.runner import Plan, RunOptions, make_plan
+from draftless.bench.rows import Case, Row, Turn
+from draftless.bench.runner import Plan, Run, RunOptions, make_plan
 from draftless.engine import loop
 from draftless.engine.verify import walk
 from draftless.types import DraftTree, Verdict
 from support.small_model import training_tokenizer
+
+Call = tuple[str, tuple[int, ...], int]  # method, prompt ids, seed
 
 QUESTIONS = (
     Question("a", "cats", ("the cat sat on the mat the cat",)),
@@ -97,3 +102,27 @@ def plant_wrong_token(patch: pytest.MonkeyPatch) -> None:
 
     kept: list[Any] = []
     patch.setattr(loop, "walk", broken)
+
+
+def carry_out(plan: Plan, folder: Path, *, is_resumed: bool = False) -> list[Row]:
+    """All rows that a run measures now."""
+    return [row for rows in Run(plan, folder, is_resumed=is_resumed).rows() for row in rows]
+
+
+def watched(plan: Plan, answers: dict[str, str] | None = None) -> tuple[Plan, list[Call]]:
+    """The same plan with methods that only note their calls; the warm-up counts, too."""
+    calls: list[Call] = []
+
+    def fake(name: str) -> Any:
+        def run(prompt_ids: Sequence[int], seed: int) -> Turn:
+            calls.append((name, tuple(prompt_ids), seed))
+            return Turn(len(prompt_ids), [7, 8], text=(answers or {}).get(name, "same"))
+
+        return run
+
+    methods = {case: fake(case.method) for case in plan.methods}
+    return replace(plan, methods=methods), calls
+
+
+def keys(rows: Sequence[Row]) -> Counter[tuple[Case, str, int]]:
+    return Counter(row.key for row in rows)

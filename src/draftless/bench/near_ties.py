@@ -71,6 +71,8 @@ class Judge:
     ) -> Margin | None:
         """Where an output parts from plain decoding, or None if they are equal.
 
+        Where the fp32 copy finds no room, `ulps` stays None and the difference counts as a defect.
+
         Args:
             prompt_ids: of both.
             token_ids: the output.
@@ -80,13 +82,14 @@ class Judge:
         index = first_difference(token_ids, plain_ids)
         if index is None:
             return None
-        own, plain = (
-            ids[index] if index < len(ids) else _ENDED for ids in (token_ids, plain_ids)
-        )
+        own, plain = (ids[index] if index < len(ids) else _ENDED for ids in (token_ids, plain_ids))
         margin = Margin(index, own, plain)
         if _ENDED in (own, plain) or self._dtype not in HALF_DTYPES:
             return margin  # no rounding ends a text or moves an fp32 choice that far
-        logits = self._logits([*prompt_ids, *plain_ids[:index]])
+        try:
+            logits = self._logits([*prompt_ids, *plain_ids[:index]])
+        except torch.OutOfMemoryError:
+            return margin  # not shown to be a near-tie, so not called one
         position = len(prompt_ids) + index
         return judged(margin, logits, params, position, self._dtype)
 

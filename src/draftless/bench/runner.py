@@ -10,7 +10,7 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,14 @@ from draftless.bench.methods import (
 )
 from draftless.bench.near_ties import Judge
 from draftless.bench.questions import Question, balanced
-from draftless.bench.rows import Case, Row, Turn
+from draftless.bench.rows import Case, Row
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.model import Draftless
 from draftless.provenance import collect_provenance
 
 PLAIN = "none"
+_FILES = (files.ROWS_FILE, files.SESSIONS_FILE)
 
 # Options that only add rows; all others change what a row means and must not be mixed.
 _MAY_DIFFER = ("drafters", "drafter_options", "samplings", "has_peers", "limit", "repeats")
@@ -151,8 +152,7 @@ def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptio
     fitting: list[Question] = []
     too_long: list[Question] = []
     for question in balanced(questions):
-        conversation = Conversation(plain, question, is_raw=options.is_raw)
-        is_fitting = limit is None or conversation.longest(options.max_new_tokens) <= limit
+        is_fitting = limit is None or _longest(plain, question, options) <= limit
         (fitting if is_fitting else too_long).append(question)
     if not fitting:
         raise InputError(
@@ -227,45 +227,57 @@ class Run:
         shift = (index + repeat) % len(missing)
         measured = []
         for case in [*missing[shift:], *missing[:shift]]:
-            row, prompts = self._measure(case, repeat, index)
+            row = self._measure(case, repeat, index)
             if row.error is None:
                 self._done[row.key] = row
-            measured.append((row, prompts))
-        for row, prompts in measured:
-            plain_case = Case(row.case.model, PLAIN, row.case.sampling, row.case.dtype)
-            plain = self._done.get((plain_case, row.question_id, repeat))
-            if plain is not None and plain is not row and row.error is None:
-                self._compare(row, plain.turns, prompts)
-        return [row for row, _ in measured]
+            measured.append(row)
+        plain = [row for row in measured if row.case.method == PLAIN and row.error is None]
+        late = [row for one in plain for row in self._answered_before(one, measured)]
+        for row in [*measured, *late]:
+            self._compare(row, self._plan.questions[index])
+        return [*measured, *(row for row in late if any(turn.margin for turn in row.turns))]
 
-    def _measure(self, case: Case, repeat: int, index: int) -> tuple[Row, list[list[int]]]:
+    def _answered_before(self, plain: Row, measured: Sequence[Row]) -> list[Row]:
+        """Rows of an earlier session that plain decoding failed to be compared with then."""
+        return [
+            row
+            for row in self._done.values()
+            if row.question == plain.question
+            and replace(row.case, method=PLAIN) == plain.case
+            and all(row is not other for other in measured)
+        ]
+
+    def _measure(self, case: Case, repeat: int, index: int) -> Row:
         """One conversation; a failure becomes a row with its error and no numbers."""
         question = self._plan.questions[index]
         row = Row(case, question.category, question.question_id, repeat, session=self.session)
         row.seed = seed_of(self._plan.options.seed, question.question_id, repeat)
         conversation = Conversation(self._plan.model, question, is_raw=self._plan.options.is_raw)
-        prompts = []
         try:
             for _ in question.turns:
-                prompts.append(conversation.prompt_ids())
-                turn = self._plan.methods[case](prompts[-1], row.seed)
+                turn = self._plan.methods[case](conversation.prompt_ids(), row.seed)
                 row.turns.append(turn)
                 conversation.answer(turn.text)
         except Exception as error:  # noqa: BLE001 - a failed question is a result, too
             row.turns, row.error = [], f"{type(error).__name__}: {error}"
         row.load = round(os.getloadavg()[0], 2)
-        return row, prompts
+        return row
 
-    def _compare(self, row: Row, plain: Sequence[Turn], prompts: Sequence[Sequence[int]]) -> None:
+    def _compare(self, row: Row, question: Question) -> None:
         """Fill in the first margin; later turns of the conversation have other prompts."""
         sampling = self._samplings[row.case.sampling]
-        if row.case.method in PEERS and not sampling.is_greedy:
+        plain = self._done.get((replace(row.case, method=PLAIN), row.question_id, row.repeat))
+        is_other_law = row.case.method in PEERS and not sampling.is_greedy
+        if plain is None or row.error is not None or is_other_law:
             return
         params = sampling.params(self._plan.options.max_new_tokens, row.seed, ())
-        for turn, plain_turn, ids in zip(row.turns, plain, prompts, strict=True):
+        conversation = Conversation(self._plan.model, question, is_raw=self._plan.options.is_raw)
+        for turn, plain_turn in zip(row.turns, plain.turns, strict=True):
+            ids = conversation.prompt_ids()
             turn.margin = self._judge.margin(ids, turn.token_ids, plain_turn.token_ids, params)
             if turn.margin is not None:
                 return
+            conversation.answer(turn.text)
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
         file = self.folder / name
@@ -297,7 +309,7 @@ def check_folder(folder: Path, *, is_resumed: bool) -> None:
     Raises:
         ConfigError: it does.
     """
-    if not is_resumed and files.read_sessions(folder):
+    if not is_resumed and any((folder / name).exists() for name in _FILES):
         raise ConfigError(
             f"{folder} holds a run already; go on with --resume, or choose another --output"
         )
@@ -324,6 +336,15 @@ def _plain(options: RunOptions) -> dict[str, Any]:
     return {**asdict(options), "samplings": [one.name for one in options.samplings]} | {
         "drafters": list(options.drafters)
     }
+
+
+def _longest(model: Draftless, question: Question, options: RunOptions) -> int:
+    """Most tokens of a conversation; 0 if its prompt cannot be made, which its rows will tell."""
+    try:
+        conversation = Conversation(model, question, is_raw=options.is_raw)
+        return conversation.longest(options.max_new_tokens)
+    except Exception:  # noqa: BLE001 - chat templates are programs and may raise anything
+        return 0
 
 
 def _dtype_name(model: Draftless) -> str:
