@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from draftless.drafters.recycling import (
+    COUPLED_RANKS,
+    GREEDY_RANKS,
     RecyclingDrafter,
     SuccessorTable,
     nodes_beside,
@@ -27,8 +29,10 @@ from support.models import VOCAB_SIZE, prompt_ids, target
 PAPER: dict[str, Any] = {"learn_prompt": False, "borrow": False}
 
 
-def make_row(ids: list[int], *, temperature: float = 0.0, max_depth: int = 50) -> Row:
-    params = SamplingParams(temperature=temperature, seed=4)
+def make_row(
+    ids: list[int], *, temperature: float = 0.0, max_depth: int = 50, **options: Any
+) -> Row:
+    params = SamplingParams(temperature=temperature, seed=4, **options)
     noise = PositionNoise(KeyedNoise(4), VOCAB_SIZE, torch.device("cpu")) if temperature else None
     row = Row(0, ids, params, noise)
     row.max_depth = max_depth
@@ -75,13 +79,19 @@ def taught(rows: dict[int, Sequence[int]], row: Row, **options: Any) -> Recyclin
 
 
 def test_the_template_holds_the_likeliest_paths_by_depth() -> None:
-    """0.65, .4225, .275, .179, .12 (rank 1 at depth 1), .116; then .078 (two of depth 2), .075."""
+    """0.6, .36, .216, .13, .08 (rank 1), .078; then twice .048 (one rank 1 in two), and .047."""
     assert recycling_template(7, 8, 12) == ((0,), (1,), *[(0,) * n for n in range(2, 6)])
     assert set(recycling_template(10, 8, 12)) - set(recycling_template(7, 8, 12)) == {
         (0, 1),
         (1, 0),
         (0,) * 6,
     }
+
+
+def test_a_template_for_sampling_is_wider() -> None:
+    """.35, .1225, .09, .045, .043; then twice .0315."""
+    wanted = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
+    assert recycling_template(8, 8, 12, COUPLED_RANKS) == wanted
 
 
 @pytest.mark.parametrize(("budget", "top_k", "depth"), [(80, 8, 12), (16, 8, 3), (40, 2, 6)])
@@ -208,7 +218,8 @@ def test_budget_and_depths_are_kept(max_depth: int, budget: int, temperature: fl
     row = make_row([9], temperature=temperature, max_depth=max_depth)
     rows = {t: [(7 * t + r) % VOCAB_SIZE for r in range(1, 9)] for t in range(VOCAB_SIZE)}
     tree = propose(taught(rows, row, budget=budget, depth=6), row)
-    paths = recycling_template(budget, 8, min(6, max_depth))
+    ranks = COUPLED_RANKS if temperature else GREEDY_RANKS
+    paths = recycling_template(budget, 8, min(6, max_depth), ranks)
     assert tree.num_nodes == 1 + len(paths)
     assert sorted(tree.layout.depths[1:]) == sorted(map(len, paths))
     siblings = [[tree.token_ids[c] for c in nodes] for nodes in tree.layout.children]
@@ -253,6 +264,14 @@ def test_a_drawn_token_without_a_row_borrows(borrow: bool, first: tuple[int, ...
     # After node 1 token 20 is drawn where token 3 was drafted.
     observe(drafter, row, tree, logits_of([9], [10], [11], [12]), path=(0, 1), drawn=20)
     assert propose(drafter, row).token_ids == (20, *first)
+
+
+def test_where_nothing_stands_beside_the_node_itself_lends() -> None:
+    drafter = RecyclingDrafter(learn_prompt=False, budget=2)
+    row = make_row([1])
+    drafter.reset(row)
+    observe(drafter, row, DraftTree.chain([1]), logits_of([9]), drawn=20)
+    assert propose(drafter, row).token_ids == (20, 9)
 
 
 def test_nobody_borrows_from_a_probe_or_over_a_row_of_their_own() -> None:
@@ -310,15 +329,24 @@ def test_successors_are_ranked_under_the_noise_of_their_own_positions() -> None:
     rows = {t: [(7 * t + r) % VOCAB_SIZE for r in range(1, 9)] for t in range(VOCAB_SIZE)}
     drafter = taught(rows, row, top_k=2, depth=2)
     keyed, logits = KeyedNoise(4), logits_of(*rows.values())
-    likely = [scores.topk(32).indices for scores in logits]
 
     def best(token_id: int, position: int) -> list[int]:
-        ids = likely[token_id]
-        order = (logits[token_id][ids] / 0.8 + keyed(position, ids)).topk(2).indices
-        return ids[order].tolist()
+        noisy = logits[token_id] / 0.8 + keyed(position, torch.arange(VOCAB_SIZE))
+        return noisy.topk(2).indices.tolist()
 
     first = best(1, 3)
     assert propose(drafter, row).token_ids == (1, *first, *best(first[0], 4), *best(first[1], 4))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_successors_under_truncation_come_from_the_likely_tokens(options: dict[str, Any]) -> None:
+    """At this temperature the noise alone decides, so all 64 tokens would have their turn."""
+    row = make_row([50, 1], temperature=1000.0, **options)
+    rows = {t: range(VOCAB_SIZE) for t in range(VOCAB_SIZE)}
+    tree = propose(taught(rows, row), row)
+    assert max(tree.token_ids[1:]) < 32
+    free = make_row([50, 1], temperature=1000.0)
+    assert max(propose(taught(rows, free), free).token_ids[1:]) >= 32
 
 
 def test_without_coupling_the_likeliest_come_first() -> None:
