@@ -203,6 +203,8 @@ def test_file_names_are_safe_and_never_shared() -> None:
         Case("m", "a b", "greedy", "f"),
         Case("m", "a/b", "greedy", "f"),
         Case("M", "a-b", "greedy", "f"),
+        Case("cAse", "x", "greedy", "f"),
+        Case("Case", "x", "greedy", "f"),
         Case("../../etc", "x", "greedy", "f"),
         Case("äö", "x" * 400, "greedy", "f"),
         Case("äö", "x" * 401, "greedy", "f"),

@@ -73,6 +73,7 @@ def test_another_query_with_the_same_results_executes(answer: str) -> None:
         "DELETE FROM t; " + GOLD,
         "ATTACH 'file.db' AS other",
         "PRAGMA table_info(t)",
+        "UPDATE t SET year = year WHERE year = 2004 AND points > 10 RETURNING name",
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n",
         "SELECT group_concat(hex(zeroblob(1000000000))) FROM t",
     ],
