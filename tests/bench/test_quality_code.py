@@ -12,7 +12,7 @@ from draftless.bench.quality.sandbox import Limits, Outcome
 if sys.platform == "win32":
     pytest.skip("needs POSIX", allow_module_level=True)
 
-QUICK = Limits(wall_s=20.0, cpu_s=1)
+QUICK = Limits(wall_s=60.0, cpu_s=1)
 PROMPT = (
     "import math\n\ndef helper(x):\n    return x * 2\n\n"
     'def twice(x: int) -> int:\n    """Double it."""\n'

@@ -17,7 +17,7 @@ if sys.platform == "win32":
     pytest.skip("needs POSIX", allow_module_level=True)
 
 find_namespaces = sandbox.namespaces.__wrapped__
-QUICK = Limits(wall_s=20.0, cpu_s=1, memory_bytes=200 << 20, file_bytes=1 << 16)
+QUICK = Limits(wall_s=60.0, cpu_s=1, memory_bytes=200 << 20, file_bytes=1 << 16)
 
 
 @pytest.fixture(params=["namespaces", "plain"], autouse=True)

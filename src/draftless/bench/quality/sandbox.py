@@ -46,7 +46,7 @@ class Limits:
         file_bytes: of the largest file.
     """
 
-    wall_s: float = 15.0
+    wall_s: float = 30.0
     cpu_s: int = 5
     memory_bytes: int = 1 << 29
     file_bytes: int = 1 << 20
