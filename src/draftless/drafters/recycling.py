@@ -10,10 +10,12 @@ ones. Differs from the paper and its reference implementation:
 - It samples. The table keeps logits, so that successors are ranked under the noise of the target's
   own draws; the reference ignores its temperature.
 - The template is derived, not searched for: the likeliest rank paths, see `recycling_template`.
-- The table belongs to one request; the paper's lives on (here `keep_table`).
-- A row for every token of the prompt, from the text itself (`learn_prompt`).
-- A token without a row takes the one beside it (`borrow`).
-- Where a token stands at several nodes, the last node wins; the reference leaves that to the device.
+- The table belongs to one request; the reference's lives on (here `keep_table`).
+- An unknown token has no children; the reference gives it eight copies of token 0.
+- Where a token stands at several nodes, the last one wins; the reference leaves that to the device.
+- A request begins with what follows each token in its prompt (`learn_prompt`), and a drawn token
+  that is still unknown takes the logits of a node beside it (`borrow`). Both off is the paper.
+- The deepest node is 12, not 6, and the likeliest path alone gets there.
 """
 
 from __future__ import annotations
