@@ -1,4 +1,4 @@
-"""The report: the sentence in all its cases, and pages that hold whatever the rows hold."""
+"""The report: pages that hold whatever the rows hold, in a real browser, too."""
 
 from __future__ import annotations
 
@@ -11,142 +11,13 @@ from pathlib import Path
 import pytest
 
 from draftless.bench import plots
-from draftless.bench.answers import Answer, answers
-from draftless.bench.curves import cost_of_width, position_edges, speed_over_position
 from draftless.bench.report import write_report
 from draftless.bench.rows import Margin, Row, append_line, append_row
-from draftless.bench.summary import summarise
-from draftless.bench.svg import inline, shortened, with_own_ids
-from draftless.bench.viewer import MAX_TOKENS, excerpts, sources_of
 from draftless.errors import ArtifactError, ConfigError
 from support.chromium import CHROMIUM, look
-from support.synthetic_run import CATEGORIES, make_case, make_row, make_run
+from support.synthetic_run import CATEGORIES, NUM, PLAIN, make_case, make_run, rows_of
 
 EVIL = '<script>alert("1")</script> | `x` {{ 7 * 7 }} & $a$ \u202e'
-NUM = 6
-PLAIN = {"none": 1.0, "transformers": 0.9}
-
-
-def rows_of(
-    speeds: dict[str, float], *, spread: float = 0.1, sampling: str = "greedy"
-) -> list[Row]:
-    """Six questions; a drafter's speed varies by `spread` around its number."""
-    return [
-        make_row(
-            make_case(method, sampling=sampling),
-            "sql",
-            i,
-            steps=50,
-            seconds=1.0 / (speed * (1 + (spread * (i % 3 - 1) if method not in PLAIN else 0))),
-        )
-        for i in range(NUM)
-        for method, speed in speeds.items()
-    ]
-
-
-def answer(rows: Sequence[Row]) -> Answer:
-    (only,) = answers(summarise(rows))
-    return only
-
-
-def test_use_the_fastest_drafter() -> None:
-    found = answer(rows_of({**PLAIN, "recycling": 1.5, "tr-jacobi": 2.4}, spread=0.0))
-    assert found.method == "tr-jacobi"
-    assert found.text == (
-        "Use tr-jacobi: 2.40x [2.40, 2.40] the fastest plain loop, identical in 6 of 6."
-    )
-    assert (found.defects, found.notes) == ((), ())
-
-
-def test_near_ties_are_told() -> None:
-    rows = rows_of({**PLAIN, "tr-jacobi": 2.4}, spread=0.0)
-    for row in rows[2:6:3]:
-        row.turns[0].margin = Margin(3, 1, 2, 1.0, is_near_tie=True)
-    assert answer(rows).text.endswith("identical in 4 of 6, near-ties in 2.")
-
-
-def test_do_not_draft_if_the_interval_does_not_exceed_one() -> None:
-    found = answer(rows_of({**PLAIN, "tr-jacobi": 1.3}, spread=0.4))
-    assert found.method is None
-    assert found.text.startswith(
-        "Do not draft: nothing is faster than plain decoding; the best is tr-jacobi, 1."
-    )
-
-
-def test_a_drafter_with_defects_is_never_recommended() -> None:
-    rows = rows_of({**PLAIN, "recycling": 1.5, "tr-jacobi": 2.4}, spread=0.0)
-    rows[3].turns[0].margin = Margin(3, 1, 2, 99.0)
-    found = answer(rows)
-    assert found.method == "recycling"
-    assert found.defects == (
-        "tr-jacobi departs from plain decoding by more than a near-tie in 1 of 6 outputs.",
-    )
-    alone = answer([row for row in rows if row.case.method != "recycling"])
-    assert alone.method is None
-    assert (
-        alone.text
-        == "Do not draft: tr-jacobi is faster, 2.40x [2.40, 2.40], but its output is wrong."
-    )
-
-
-def test_a_planted_slow_drafter_is_not_recommended() -> None:
-    found = answer(rows_of({**PLAIN, "tr-jacobi": 0.3}))
-    assert found.text.startswith("Do not draft: nothing is faster")
-
-
-def test_one_question_tells_nothing() -> None:
-    rows = [row for row in rows_of({**PLAIN, "tr-jacobi": 2.4}) if row.question_id == "sql-1"]
-    found = answer(rows)
-    assert found.method is None
-    assert found.text == "Too few questions to tell: tr-jacobi has 2.40x [interval unknown]."
-
-
-@pytest.mark.parametrize(
-    ("speeds", "text"),
-    [
-        (PLAIN, "No answer: no drafter has answers to compare."),
-        ({"tr-jacobi": 2.0}, "No answer: no plain loop (none, transformers) has answers"),
-    ],
-)
-def test_runs_without_an_answer_say_so(speeds: dict[str, float], text: str) -> None:
-    assert answer(rows_of(speeds)).text.startswith(text)
-
-
-def test_sampled_peers_are_not_checked() -> None:
-    found = answer(rows_of({**PLAIN, "transformers prompt-lookup": 2.0}, sampling="T=1"))
-    assert found.text.endswith("the fastest plain loop, identity not checked.")
-    assert "draws of its own" in found.notes[0]
-
-
-def test_notes_tell_rivals_slow_categories_failures_and_few_questions() -> None:
-    rows = rows_of({**PLAIN, "recycling": 2.3, "tr-jacobi": 2.4})
-    rows += [
-        make_row(make_case(method), "math", 0, seconds=seconds)
-        for method, seconds in (("none", 1.0), ("recycling", 1.25), ("tr-jacobi", 1.2))
-    ]
-    rows[3].turns[0].num_looping = 90
-    rows.append(Row(make_case("knn-ssd"), "sql", "sql-0", error="ValueError: no"))
-    notes = " ".join(answer(rows).notes)
-    assert "The intervals do not tell it from recycling" in notes
-    assert "tr-jacobi is slower than the plain loop on math (0.83x)." in notes
-    assert "mostly repeats: 1 of 7 answers." in notes
-    assert "A category has 1 question only: the interval is rough." in notes
-    assert "knn-ssd failed in 1 of 1 answers." in notes
-    assert "transformers has no answers that count on math." in notes
-
-
-def test_a_drafter_that_fails_on_a_category_does_not_win_by_it() -> None:
-    rows = rows_of({**PLAIN, "recycling": 2.3, "tr-jacobi": 2.0}, spread=0.0)
-    for number in range(NUM):
-        for method, seconds in (("none", 1.0), ("transformers", 1.1), ("tr-jacobi", 0.6)):
-            rows.append(make_row(make_case(method), "math", number, seconds=seconds))
-        rows.append(Row(make_case("recycling"), "math", f"math-{number}", error="ValueError: no"))
-    found = answer(rows)
-    assert found.method == "tr-jacobi"
-    assert found.notes == (
-        "recycling has no answers that count on math.",
-        "recycling failed in 6 of 12 answers.",
-    )
 
 
 def write_run(folder: Path, rows: Sequence[Row], **facts: object) -> Path:
@@ -337,85 +208,6 @@ def test_a_missing_extra_is_named(
     with pytest.raises(ConfigError, match=r"pip install 'draftless\[bench\]'"):
         write_report([run], tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_speed_over_position_is_tokens_over_time() -> None:
-    """Tokens 0-10 in 0.5 s after the prefill, 10-20 in 0.25 s, in steps that cross the borders."""
-    row = make_row(make_case("none"), "sql", 0, tokens=20, steps=4)
-    turn = row.turns[0]
-    turn.step_tokens, turn.prefill_s = [4, 6, 5, 5], 1.0
-    turn.step_s = [1.2, 1.5, 1.6, 1.75]
-    assert speed_over_position([row], [0, 10, 20, 30]) == [
-        (5.0, pytest.approx(20.0)),
-        (15.0, pytest.approx(40.0)),
-    ]
-    turn.prefill_s = None  # the first step may hold the prefill: it does not count
-    assert speed_over_position([row], [0, 10])[0][1] == pytest.approx(6 / 0.3)
-    assert position_edges([row]) == list(range(0, 22, 2))
-
-
-def test_cost_of_width_is_a_median_by_powers_of_two() -> None:
-    row = make_row(make_case("recycling"), "sql", 0, tokens=20, steps=20)
-    turn = row.turns[0]
-    turn.step_drafted = [0] * 10 + [2, 3] * 5
-    times = [0.01] * 10 + [0.02] * 9 + [5.0]  # one hiccup
-    turn.step_s = [0.1 + sum(times[: i + 1]) for i in range(20)]
-    (one, first), (wide, second) = cost_of_width([row])
-    assert (one, wide) == (1.0, 3.5)
-    assert (first, second) == (pytest.approx(10.0), pytest.approx(20.0))
-    turn.time_s = {}  # a peer does not tell what it fed
-    assert cost_of_width([row]) == []
-
-
-def test_excerpts_are_short_and_skip_loops() -> None:
-    rows = make_run(samplings=("greedy",), questions=2, tokens=MAX_TOKENS + 40)
-    groups = list(summarise(rows).groups().values())
-    sources = sources_of(rows)
-    assert sources[:2] == ["retrieval", "denoised"]
-    for row in rows:
-        if row.question_id == "code-0":
-            row.turns[0].num_looping = row.num_tokens
-    found = excerpts(rows, groups, {name: i for i, name in enumerate(sources)})
-    assert [case.method for case in found] == ["tr-jacobi", "recycling"]
-    texts = found[make_case("tr-jacobi")]
-    assert len(texts) == len(CATEGORIES) - 1  # both answers on code are loops
-    assert {len(one.tokens) for one in texts} == {MAX_TOKENS}
-    assert {one.num_left for one in texts} == {40}
-
-
-def test_tokens_carry_their_source_and_visible_signs() -> None:
-    rows = make_run(samplings=("greedy",), categories=("sql",), methods=("recycling",), questions=1)
-    turn = rows[0].turns[0]
-    turn.pieces, turn.sources = ["a\n", "\x00", "\u202e"], ["retrieval", "odd", ""]
-    turn.token_ids = [5, 6, 7]
-    groups = list(summarise(rows).groups().values())
-    ((one,),) = excerpts(rows, groups, {"retrieval": 0, "odd": 5}).values()
-    assert [(t.text, t.source) for t in one.tokens] == [("a↵\n", 0), ("\u2400", 5), ("�", None)]
-    turn.pieces = []
-    ((one,),) = excerpts(rows, groups, {"retrieval": 0, "odd": 5}).values()
-    assert [t.text for t in one.tokens] == ["5 ", "6 ", "7 "]
-
-
-def test_drawings_take_their_colours_from_the_page() -> None:
-    def draw(axes: object) -> None:
-        axes.plot([0, 1], [0.123456, 1], color="#5e0003", marker="o")  # type: ignore[attr-defined]
-        axes.set_title("50 % of $a_b$ 3.14159")  # type: ignore[attr-defined]
-
-    svg = inline(draw, 2.0, 'a "b" <c>')
-    assert "var(--c3)" in svg
-    assert "var(--ink)" in svg
-    assert "#000000" not in svg
-    assert "50 % of $a_b$ 3.14159" in svg  # no mathematics, no rounding of text
-    assert 'aria-label="a &quot;b&quot; &lt;c&gt;"' in svg
-    own = with_own_ids(svg, 4)
-    assert own.count("d4-") > 2
-    assert 'href="#m' not in own
-    assert "url(#p" not in own
-
-
-def test_names_in_drawings_are_cut() -> None:
-    assert shortened("a" * 30, 10) == "a" * 9 + "…"
-    assert shortened("a\x00b", 10) == "a?b"
 
 
 @pytest.mark.slow

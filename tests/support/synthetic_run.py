@@ -78,6 +78,27 @@ def make_row(
     return Row(case, category, f"{category}-{number}", repeat, [turn])
 
 
+NUM = 6
+PLAIN = {"none": 1.0, "transformers": 0.9}
+
+
+def rows_of(
+    speeds: dict[str, float], *, spread: float = 0.1, sampling: str = "greedy"
+) -> list[Row]:
+    """Six questions; a drafter's speed varies by `spread` around its number."""
+    return [
+        make_row(
+            make_case(method, sampling=sampling),
+            "sql",
+            i,
+            steps=50,
+            seconds=1.0 / (speed * (1 + (spread * (i % 3 - 1) if method not in PLAIN else 0))),
+        )
+        for i in range(NUM)
+        for method, speed in speeds.items()
+    ]
+
+
 def make_run(
     models: Sequence[str] = ("msn",),
     samplings: Sequence[str] = ("greedy", "T=1"),
