@@ -15,7 +15,7 @@ ones. Differs from the paper and its reference implementation:
 - Where a token stands at several nodes, the last one wins; the reference leaves that to the device.
 - A request begins with what follows each token in its prompt (`learn_prompt`), and a drawn token
   that is still unknown takes the logits of a node beside it (`borrow`). Both off is the paper.
-- The deepest node is 12, not 6, and the likeliest path alone gets there.
+- Depth 12 is allowed, not 6: the likeliest path reaches 10 with 80 nodes, and 7 with 16.
 """
 
 from __future__ import annotations
