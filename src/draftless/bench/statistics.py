@@ -89,7 +89,7 @@ def resample_counts(generator: np.random.Generator, num: int, num_resamples: int
     if num == 1:
         return np.ones((num_resamples, 1))
     counts = generator.multinomial(num - 1, np.full(num, 1.0 / num), size=num_resamples)
-    return counts * (num / (num - 1))
+    return np.asarray(counts * (num / (num - 1)), dtype=np.float64)
 
 
 def rate_ratio(totals: Numbers) -> Numbers:

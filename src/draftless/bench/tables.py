@@ -114,10 +114,10 @@ def category_table(cases: Sequence[CaseSummary]) -> Table:
         for case in drafted:
             own = case.by_category.get(category)
             if own:
-                values = (str(own.num_questions), speed_up(own.speed_up))
+                values: tuple[str, ...] = (str(own.num_questions), speed_up(own.speed_up))
                 values += (number(own.acceptance_length), number(own.tokens_per_second, 1))
                 lines.append((category, case.case.method, *values))
-    headings = ("category", "method", "questions", "speed-up [95 %]", "tokens per step", "tokens/s")
+    headings: tuple[str, ...] = ("category", "method", "questions", "speed-up [95 %]", "tokens per step", "tokens/s")
     return Table(headings, tuple(lines), num_names=2)
 
 
@@ -141,7 +141,7 @@ def trust_table(summary: Summary) -> Table:
         if own.num_compared:
             counts = (own.num_compared, own.num_identical, own.num_near_ties, own.num_defects)
             lines.append((*_names(case), *map(str, counts)))
-    headings = ("model", "sampling", "dtype", "method")
+    headings: tuple[str, ...] = ("model", "sampling", "dtype", "method")
     headings += ("compared", "identical", "near-ties", "defects")
     return Table(headings, tuple(lines), num_names=4)
 
@@ -157,14 +157,14 @@ def divergence_table(divergences: Sequence[Divergence]) -> Table:
     lines = []
     for one in ranked[:MAX_DIVERGENCES]:
         case, margin = one.row.case, one.margin
-        values = (UNKNOWN,) * 4
+        values: tuple[str, ...] = (UNKNOWN,) * 4
         if margin:
             ids = (str(i) if i >= 0 else "end" for i in (margin.token_id, margin.plain_token_id))
             values = (str(margin.index), *ids, number(margin.ulps))
         where = (f"{one.row.category} / {one.row.question_id}", f"{one.row.repeat} / {one.turn}")
         names = (f"{case.model}, {case.sampling}, {case.dtype}", case.method)
         lines.append(("near-tie" if one.is_near_tie else "DEFECT", *names, *where, *values))
-    headings = ("kind", "case", "method", "category / question", "repeat / turn")
+    headings: tuple[str, ...] = ("kind", "case", "method", "category / question", "repeat / turn")
     headings += ("token index", "token", "plain token", "margin, ULPs")
     return Table(headings, tuple(lines), num_names=3, num_left=max(0, len(ranked) - len(lines)))
 

@@ -243,16 +243,21 @@ def measure(started: Run) -> None:
 
 def show_result(folder: Path) -> bool:
     """Print the table of a run; returns whether all outputs are plain decoding's or near-ties."""
+    from draftless.bench.answers import answers
     from draftless.bench.rows import read_rows
     from draftless.bench.runner import is_defect
     from draftless.bench.summary import summarise
 
-    rows = read_rows(folder)
+    summary = summarise(read_rows(folder))
     console = Console(highlight=False)
-    for cases in summarise(rows).groups().values():
+    told = {answer.group: answer for answer in answers(summary)}
+    for group, cases in summary.groups().items():
         console.print(result_table(cases))
+        console.print(Text(told[group].text, style="bold"), soft_wrap=True)
+        for note in told[group].notes:
+            console.print(Text(note, style="dim"), soft_wrap=True)
         console.print()
-    defects = [row for row in rows if row.error is None and is_defect(row)]
+    defects = [one.row for one in summary.divergences if is_defect(one.row)]
     if defects:
         methods = ", ".join(sorted({row.case.method for row in defects}))
         message = (
@@ -285,7 +290,7 @@ def _numbers(case: CaseSummary) -> list[str]:
     return [
         _number(case.acceptance_length, ".2f"),
         _number(case.tokens_per_second, ".0f"),
-        f"{up.value:.2f} [{up.low:.2f}, {up.high:.2f}]" if up else "-",
+        str(up) if up else "-",
         compared,
         str(trust.num_near_ties) if trust.num_compared else "-",
         str(case.num_failed),

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 from draftless.errors import ConfigError
 from draftless.types import DraftTree, Row, StepRecord
 
-
 RETRIEVAL = "retrieval"  # the name of this source in `DraftTree.sources`
 
 
