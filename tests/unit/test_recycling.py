@@ -204,8 +204,17 @@ def test_a_wider_exact_tree() -> None:
     assert tree.parents == (-1, 0, 0, 1, 1, 2, 2)
 
 
+def test_a_gap_ends_its_own_branch_only() -> None:
+    row = make_row([50, 1])
+    tree = propose(taught({1: [2, 3], 2: [4, 5], 5: [8, 9]}, row, top_k=2, depth=3), row)
+    # 3 and 4 have no rows.
+    assert tree.token_ids == (1, 2, 3, 4, 5, 8, 9)
+    assert tree.parents == (-1, 0, 0, 1, 1, 4, 4)
+
+
 def test_an_unknown_token_has_no_children() -> None:
-    drafter, row = RecyclingDrafter(**PAPER), make_row([1, 2, 3])
+    """The prompt teaches nothing unless it is asked to."""
+    drafter, row = RecyclingDrafter(**PAPER), make_row([3, 1, 2, 3])
     drafter.reset(row)
     assert propose(drafter, row) == DraftTree((3,), (-1,), sources=("",))
 
