@@ -1,4 +1,4 @@
-"""Put the trained models where they belong: MSN into the package, the base beside the recipes."""
+"""Put the trained models where they belong: one into the package, the base beside the recipes."""
 
 from __future__ import annotations
 
@@ -45,19 +45,21 @@ def main() -> None:
     args = parser.parse_args()
     reports = {
         name: json.loads((args.work / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("base", "control", "msn")
+        for name in ("base", "control", "msn", "embedded")
     }
     provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
-    methods = {"tr-jacobi": {"noise_length": 5, "noise_source": "prefix"}}
+    noise = {"mode": "branch", "noise_length": 5, "noise_source": "prefix", "noise_targets": "model"}
+    methods = {"tr-jacobi": noise}
     manifest = Manifest(methods, "tr-jacobi", PromptFormat(), provenance)
-    write_manifest(args.work / "msn/model", manifest)
+    for name in ("msn", "embedded"):
+        write_manifest(args.work / name / "model", manifest)
     write_manifest(
         args.work / "control/model", Manifest({}, "prompt-lookup", PromptFormat(), provenance)
     )
     write_manifest(
         args.work / "base/model", Manifest({}, "prompt-lookup", PromptFormat(), provenance)
     )
-    shutil.copytree(args.work / "msn/model", PACKAGE_MODEL, dirs_exist_ok=True)
+    shutil.copytree(args.work / "embedded/model", PACKAGE_MODEL, dirs_exist_ok=True)
     shutil.copytree(args.work / "base/model", BASE, dirs_exist_ok=True)
 
     card = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")

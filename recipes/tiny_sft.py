@@ -177,13 +177,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
     parser.add_argument("--length", type=int, default=5)
     parser.add_argument("--spacing", type=int, default=6)
-    parser.add_argument("--noise-weight", type=float, default=1.0, help="of a noise target")
+    parser.add_argument(
+        "--noise-weights", nargs="+", default=["0:1.0"],
+        help="STEP:WEIGHT of a noise target from that step on (docs/log.md says why ours fall)",
+    )  # fmt: skip
     parser.add_argument("--noise-targets", choices=("labels", "model"), default="labels")
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--muon-lr", type=float, default=2.5e-3)
     parser.add_argument("--save-every", type=int, default=100)
     return parser.parse_args()
+
+
+def weight_at(step: int, schedule: list[str]) -> float:
+    """The weight of the last `STEP:WEIGHT` that has begun."""
+    pairs = [(int(start), float(weight)) for start, weight in (s.split(":") for s in schedule)]
+    return next(weight for start, weight in sorted(pairs, reverse=True) if start <= step)
 
 
 def make_planner(args: argparse.Namespace, special_ids: list[int]) -> NoisePlanner:
@@ -225,6 +234,7 @@ def main() -> None:
             for rows in micro_batches
             for row in rows
         )
+        noise_weight = weight_at(step, args.noise_weights)
         sums = dict.fromkeys(("clean", "noise", "num_clean", "num_noise", "num_agreements"), 0.0)
         for rows in micro_batches:
             losses = micro_batch_losses(model, rows, args.noise_targets)
@@ -232,7 +242,7 @@ def main() -> None:
             sums["clean"] += total.item()
             if losses.noise is not None:
                 sums["noise"] += losses.noise.sum().item()
-                total = total + args.noise_weight * losses.noise.sum()
+                total = total + noise_weight * losses.noise.sum()
             total.backward()
             for name in ("num_clean", "num_noise", "num_agreements"):
                 sums[name] += getattr(losses, name)
