@@ -62,33 +62,25 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
 ) -> None:
     """Run every drafter and the loops of transformers on the same questions.
 
-    All methods answer one question before the next one comes, in an order that rotates, so that
-    other load on the machine hits them alike. Every output is compared with plain decoding. In half
-    precision a difference must be a near-tie, shown by an fp32 recomputation; anything else is a
-    defect, and the command ends with code 1.
-
-    Rows are written as they are measured. Ctrl-C is safe: the same command with --resume goes on.
+    Every output is compared with plain decoding: a difference that an fp32 recomputation does not
+    show to be a near-tie is a defect (exit code 1). After Ctrl-C, the same with --resume goes on.
 
     [bold]Examples[/bold]
 
-        draftless bench run --limit 18
         draftless bench run ./my-model --temperature 0,1 --output runs/mine
         draftless bench run ./my-model --suite prompts.jsonl --drafters none,tr-jacobi
         draftless bench run ./my-model --suite spec-bench --data question.jsonl --max-new-tokens 1024
         draftless bench run --drafter-option tr-jacobi.budget=32 --no-peers
-        draftless bench report runs/mine --output report
     """
     from draftless.bench.questions import load_suite
-    from draftless.bench.runner import Run, RunOptions, check_folder, make_plan
-    from draftless.drafters.registry import DRAFTERS
+    from draftless.bench.runner import RunOptions, check_folder, make_plan
 
-    called = name or _short_name(model)
-    suite_name = Path(suite).name
+    called, suite_name = name or _short_name(model), Path(suite).name
     folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
     chosen = RunOptions(
         name=called,
         suite=suite_name,
-        drafters=tuple(_split(drafters) or DRAFTERS),
+        drafters=_drafters(drafters),
         drafter_options=read_drafter_options(drafter_option or []),
         samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
         max_new_tokens=max_new_tokens,
@@ -102,13 +94,7 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     check_folder(folder, is_resumed=resume)
     _set_up(threads)
     loaded = load_model(model, dtype=dtype, device=device, drafter="none")
-    plan = make_plan(loaded, questions, chosen)
-    started = Run(plan, folder, is_resumed=resume)
-    _show_plan(plan, started)
-    measure(started)
-    if spec_bench_out is not None:
-        write_spec_bench(folder, spec_bench_out)
-    if not show_result(folder):
+    if not carry_out(make_plan(loaded, questions, chosen), folder, resume, spec_bench_out):
         raise typer.Exit(1)
 
 
@@ -176,6 +162,12 @@ def quality(  # noqa: PLR0913 - the command line is derived from the signature
     typer.echo(file.with_suffix(".md").read_text(encoding="utf-8"))
 
 
+def _drafters(names: Sequence[str] | None) -> tuple[str, ...]:
+    from draftless.drafters.registry import DRAFTERS
+
+    return tuple(_split(names) or DRAFTERS)
+
+
 def read_samplings(
     temperatures: Sequence[str], *, top_k: int, top_p: float, min_p: float
 ) -> tuple[Sampling, ...]:
@@ -216,6 +208,18 @@ def read_drafter_options(values: Sequence[str]) -> dict[str, dict[str, Any]]:
             )
         found.setdefault(name, {})[key] = yaml.safe_load(text)
     return found
+
+
+def carry_out(plan: Plan, folder: Path, is_resumed: bool, spec_bench_out: Path | None) -> bool:
+    """Measure what is missing and show the result; returns whether all outputs are as they must be."""
+    from draftless.bench.runner import Run
+
+    started = Run(plan, folder, is_resumed=is_resumed)
+    _show_plan(plan, started)
+    measure(started)
+    if spec_bench_out is not None:
+        write_spec_bench(folder, spec_bench_out)
+    return show_result(folder)
 
 
 def measure(started: Run) -> None:
