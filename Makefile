@@ -6,7 +6,6 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_FLAGS ?=
 JOBS ?= auto
-DATA ?= ../shared/data
 
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
@@ -69,8 +68,17 @@ type: $(VENV)/.dev ## mypy, strict, on src/
 
 check: lint type test ## what CI runs
 
-bench: $(VENV)/.core ## measure on the test prompts in DATA (hours on a CPU; LIMIT=5 for a quick look)
-	$(BIN)/python benchmarks/run.py $(DATA) $(if $(LIMIT),--limit $(LIMIT))
+LIMIT ?= 36
+THREADS ?= 1
+BENCH_RUN := bench-runs/embedded
+RESULTS := benchmarks/results/embedded
+
+bench: $(VENV)/.dev ## measure the embedded model and refresh results and tables (LIMIT=108 takes all questions)
+	$(BIN)/draftless bench run --name msn --suite tiny --limit $(LIMIT) --threads $(THREADS) \
+		--temperature 0,1 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
+	rm -rf $(RESULTS) && mv $(BENCH_RUN) $(RESULTS)
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/draftless bench report $(RESULTS) --output bench-runs/report
 
 clean: ## remove the virtual environments and caches
 	rm -rf .venv .venv-min .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -48,7 +48,12 @@ def main() -> None:
         for name in ("base", "control", "msn", "embedded")
     }
     provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
-    noise = {"mode": "branch", "noise_length": 5, "noise_source": "prefix", "noise_targets": "model"}
+    noise = {
+        "mode": "branch",
+        "noise_length": 5,
+        "noise_source": "prefix",
+        "noise_targets": "model",
+    }
     methods = {"tr-jacobi": noise}
     manifest = Manifest(methods, "tr-jacobi", PromptFormat(), provenance)
     for name in ("msn", "embedded"):

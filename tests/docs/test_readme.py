@@ -99,7 +99,7 @@ def test_links_between_pages_point_somewhere() -> None:
 
 
 def test_tables_are_what_the_rows_say() -> None:
-    script = ROOT / "benchmarks" / "table.py"
+    script = ROOT / "benchmarks" / "tables.py"
     result = subprocess.run(
         [sys.executable, script, "--check"], capture_output=True, text=True, timeout=300
     )

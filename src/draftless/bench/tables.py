@@ -117,7 +117,14 @@ def category_table(cases: Sequence[CaseSummary]) -> Table:
                 values: tuple[str, ...] = (str(own.num_questions), speed_up(own.speed_up))
                 values += (number(own.acceptance_length), number(own.tokens_per_second, 1))
                 lines.append((category, case.case.method, *values))
-    headings: tuple[str, ...] = ("category", "method", "questions", "speed-up [95 %]", "tokens per step", "tokens/s")
+    headings: tuple[str, ...] = (
+        "category",
+        "method",
+        "questions",
+        "speed-up [95 %]",
+        "tokens per step",
+        "tokens/s",
+    )
     return Table(headings, tuple(lines), num_names=2)
 
 

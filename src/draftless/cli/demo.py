@@ -121,19 +121,10 @@ def speed_up(runs: Runs, name: str) -> float:
     return runs[name].tokens_per_second / runs[PLAIN].tokens_per_second
 
 
-def first_difference(runs: Runs, name: str) -> int:
-    """Index of the first token that is not plain decoding's."""
-    pairs = zip(runs[name].output.token_ids, runs[PLAIN].output.token_ids, strict=False)
-    same = 0
-    for ours, theirs in pairs:
-        if ours != theirs:
-            break
-        same += 1
-    return same
-
-
 def show(console: Console, prompt: Mapping[str, str], runs: Runs) -> None:
     """One prompt: its text, and a line for each drafter."""
+    from draftless.bench.near_ties import first_difference
+
     body = Text.assemble((prompt["prompt"] + "\n", "dim"), runs[PLAIN].output.text)
     console.print(Panel(body, title=Text(prompt["domain"]), title_align="left"))
     table = Table(box=None, padding=(0, 2))
@@ -141,7 +132,8 @@ def show(console: Console, prompt: Mapping[str, str], runs: Runs) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     for name in DRAFTERS:
         run = runs[name]
-        same = "yes" if is_identical(runs, name) else f"up to {first_difference(runs, name)}"
+        same_until = first_difference(run.output.token_ids, runs[PLAIN].output.token_ids)
+        same = "yes" if same_until is None else f"up to {same_until}"
         table.add_row(
             LABELS[name],
             "-" if name == PLAIN else same,
