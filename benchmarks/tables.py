@@ -23,7 +23,9 @@ from draftless.bench.tables import Table, cases_table, stage_table
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGES = (HERE.parent / "README.md", HERE / "README.md", HERE.parent / "docs" / "papers.md")
-PLACE = re.compile(r"(<!-- benchmark: (\S+) (\S+)(?: ([^>\n]+?))?? -->\n).*?(<!-- /benchmark -->)", re.S)
+PLACE = re.compile(
+    r"(<!-- benchmark: (\S+) (\S+)(?: ([^>\n]+?))?? -->\n).*?(<!-- /benchmark -->)", re.S
+)
 
 CLAIMS = {
     "prompt-lookup": "1.75 tokens per step, 1.66x (Spec-Bench's report: Vicuna 7B, A100)",
