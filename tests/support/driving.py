@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from draftless.engine.cache import KVCache
 from draftless.engine.loop import Request, decode, make_request
+from draftless.engine.sampling import PositionNoise
 from draftless.engine.target import TargetModel
+from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Drafter, DraftTree, Row, StepRecord
+from support.models import VOCAB_SIZE
 
 
 @dataclass
@@ -102,3 +108,14 @@ class _Audit:
         """The invariant of DESIGN 2: all committed tokens but the last one are cached."""
         lengths = self._caches[0].lengths
         assert lengths == [len(row.token_ids) - 1 for row in rows]
+
+
+def make_row(
+    ids: list[int], *, temperature: float = 0.0, max_depth: int = 50, **options: Any
+) -> Row:
+    """A row as a drafter sees it, without an engine behind it."""
+    params = SamplingParams(temperature=temperature, seed=4, **options)
+    noise = PositionNoise(KeyedNoise(4), VOCAB_SIZE, torch.device("cpu")) if temperature else None
+    row = Row(0, ids, params, noise)
+    row.max_depth = max_depth
+    return row

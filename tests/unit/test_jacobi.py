@@ -27,26 +27,15 @@ import torch
 
 from draftless.drafters.jacobi import TRJacobiDrafter, jacobi_template, leftover_nodes
 from draftless.drafters.ngram import NullDrafter
-from draftless.engine.sampling import PositionNoise
 from draftless.errors import ConfigError
 from draftless.layout import tree_layout
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
-from support.driving import Job, Result, run
+from support.driving import Job, Result, make_row, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
 
 PAPER = {"budget": 70, "depth": 5, "top_k": 10}
-
-
-def make_row(
-    ids: list[int], *, temperature: float = 0.0, max_depth: int = 50, **options: Any
-) -> Row:
-    params = SamplingParams(temperature=temperature, seed=4, **options)
-    noise = PositionNoise(KeyedNoise(4), VOCAB_SIZE, torch.device("cpu")) if temperature else None
-    row = Row(0, ids, params, noise)
-    row.max_depth = max_depth
-    return row
 
 
 def propose(drafter: TRJacobiDrafter, row: Row) -> DraftTree:

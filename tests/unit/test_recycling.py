@@ -18,25 +18,14 @@ from draftless.drafters.recycling import (
     recycling_template,
     top_logits,
 )
-from draftless.engine.sampling import PositionNoise
 from draftless.errors import ConfigError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
-from support.driving import Job, Result, run
+from support.driving import Job, Result, make_row, run
 from support.models import VOCAB_SIZE, prompt_ids, target
 
 PAPER: dict[str, Any] = {"learn_prompt": False, "borrow": False}
-
-
-def make_row(
-    ids: list[int], *, temperature: float = 0.0, max_depth: int = 50, **options: Any
-) -> Row:
-    params = SamplingParams(temperature=temperature, seed=4, **options)
-    noise = PositionNoise(KeyedNoise(4), VOCAB_SIZE, torch.device("cpu")) if temperature else None
-    row = Row(0, ids, params, noise)
-    row.max_depth = max_depth
-    return row
 
 
 def propose(drafter: RecyclingDrafter, row: Row) -> DraftTree:

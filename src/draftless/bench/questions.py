@@ -73,7 +73,7 @@ def load_suite(suite: str, data: Path | None = None) -> list[Question]:
     elif suite == CODE:
         questions = read_questions(_find(suite, data, _HUMAN_EVAL_FILES), category="humaneval")
         mbpp = read_questions(_find(suite, data, _MBPP_FILES), category="mbpp")
-        questions += [question for question in mbpp if _is_mbpp_test(question)]
+        questions += [question for question in mbpp if is_mbpp_test(question.question_id)]
     elif Path(suite).is_dir():
         questions = _read_domains(Path(suite))
     elif Path(suite).is_file():
@@ -133,9 +133,11 @@ def _parse(lines: Iterable[str], source: str, category: str | None = None) -> It
             raise InputError(f"{place} is not JSON: {error}") from error
         if not isinstance(record, Mapping):
             raise InputError(f"{place} is {type(record).__name__}; a question is an object")
-        own = _first(record, "category", "domain")
+        own = first_field(record, "category", "domain")
         yield Question(
-            question_id=str(_first(record, "question_id", "id", "task_id") or f"{name}-{number}"),
+            question_id=str(
+                first_field(record, "question_id", "id", "task_id") or f"{name}-{number}"
+            ),
             category=category or str(own or name),
             turns=_turns(record, place),
             reference=_reference(record),
@@ -148,7 +150,7 @@ def _turns(record: Mapping[str, Any], place: str) -> tuple[str, ...]:
     elif "turns" in record:
         turns = record["turns"]
     else:
-        turns = [_first(record, "prompt", "question")]
+        turns = [first_field(record, "prompt", "question")]
         if turns == [None]:
             raise InputError(
                 f"{place} has no 'turns', 'prompt', 'question' or 'messages'; "
@@ -175,13 +177,13 @@ def _user_turns(messages: Any, place: str) -> list[Any]:
 
 
 def _reference(record: Mapping[str, Any]) -> str | None:
-    value = _first(record, "reference", "response", "answer", "canonical_solution")
+    value = first_field(record, "reference", "response", "answer", "canonical_solution")
     if isinstance(value, list):  # Spec-Bench: one per turn
         value = value[0] if value else None
     return value if isinstance(value, str) else None
 
 
-def _first(record: Mapping[str, Any], *names: str) -> Any:
+def first_field(record: Mapping[str, Any], *names: str) -> Any:
     """The first of these fields that is there and not None."""
     return next((record[name] for name in names if record.get(name) is not None), None)
 
@@ -212,8 +214,9 @@ def _read_domains(folder: Path) -> list[Question]:
     return [one for file in found for one in read_questions(file, category=file.parent.name)]
 
 
-def _is_mbpp_test(question: Question) -> bool:
-    number = question.question_id.rpartition("/")[2]
+def is_mbpp_test(task_id: str) -> bool:
+    """Whether a task such as `MBPP/12` belongs to MBPP's own test split."""
+    number = task_id.rpartition("/")[2]
     return number.isdigit() and int(number) in MBPP_TEST_TASKS
 
 

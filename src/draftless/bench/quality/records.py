@@ -10,6 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from draftless.bench.questions import first_field, is_mbpp_test
 from draftless.errors import InputError
 
 # Where HumanEval and MBPP lie in a data folder.
@@ -17,7 +18,6 @@ _CODE_FILES = {
     "humaneval": ("HumanEval.jsonl.gz", "eval/HumanEval.jsonl.gz"),
     "mbpp": ("mbpp_release_v1.jsonl", "eval/mbpp_release_v1.jsonl"),
 }
-_MBPP_TEST_TASKS = range(11, 511)
 _DOMAIN_FILES = ("test.jsonl.gz", "test.jsonl")
 
 
@@ -109,7 +109,7 @@ def _read(file: Path, domain: str | None) -> Iterator[QualityRecord]:
             record = _parse(line, f"{file}, line {number}")
             own = str(domain or record.get("domain") or _guessed_domain(record, name))
             one = _record(record, f"{name}-{number}", own, f"{file}, line {number}")
-            if own != "mbpp" or _is_mbpp_test(one):
+            if own != "mbpp" or is_mbpp_test(one.record_id):
                 yield one
 
 
@@ -131,22 +131,13 @@ def _guessed_domain(record: Mapping[str, Any], name: str) -> str:
 
 def _record(record: Mapping[str, Any], default_id: str, domain: str, place: str) -> QualityRecord:
     fields = {
-        "prompt": _first(record, "prompt", "question"),
-        "response": _first(record, "response", "answer", "canonical_solution"),
+        "prompt": first_field(record, "prompt", "question"),
+        "response": first_field(record, "response", "answer", "canonical_solution"),
         "test": record.get("test", ""),
         "entry_point": record.get("entry_point", ""),
     }
     for field, value in fields.items():
         if not isinstance(value, str):
             raise InputError(f"{place} has no text {field!r}; it has {sorted(record)}")
-    record_id = _first(record, "id", "task_id", "question_id")
+    record_id = first_field(record, "id", "task_id", "question_id")
     return QualityRecord(str(record_id or default_id), domain, **fields)
-
-
-def _first(record: Mapping[str, Any], *names: str) -> Any:
-    return next((record[name] for name in names if record.get(name) is not None), None)
-
-
-def _is_mbpp_test(record: QualityRecord) -> bool:
-    number = record.record_id.rpartition("/")[2]
-    return number.isdigit() and int(number) in _MBPP_TEST_TASKS
