@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from draftless.manifest import Manifest, write_manifest
 from draftless.prompts import PromptFormat
 from draftless.training.data import encode_records, read_records
-from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
+from draftless.training.draft_collator import DraftCollator, CollatorEpochs
 from draftless.training.noise_runs import NoiseSettings
 
 
@@ -21,13 +21,13 @@ def main(model_path: str, data: str, output: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa")
     prompt_format = PromptFormat()
     documents = encode_records(read_records(data), tokenizer, prompt_format, max_len=512)
-    collator = NoiseCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch", length=5))
+    collator = DraftCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch", length=5))
     trainer = Trainer(
         model=model,
         args=TrainingArguments(output, num_train_epochs=1, per_device_train_batch_size=2),
         train_dataset=documents,
         data_collator=collator,
-        callbacks=[NoiseEpochs(collator)],
+        callbacks=[CollatorEpochs(collator)],
     )
     trainer.train()
     trainer.save_model(output)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from draftless.manifest import Manifest, write_manifest
-from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
+from draftless.training.draft_collator import DraftCollator, CollatorEpochs
 from draftless.training.noise_runs import NoiseSettings
 
 
@@ -35,11 +35,11 @@ def main(model_path: str, data: str, output: str, *flags: str) -> None:
         processing_class=tokenizer,
     )
     # After construction, because TRL refuses a collator of one's own together with packing.
-    collator = NoiseCollator.from_tokenizer(
+    collator = DraftCollator.from_tokenizer(
         tokenizer, NoiseSettings(mode="inline", length=5), inner=trainer.data_collator
     )
     trainer.data_collator = collator
-    trainer.add_callback(NoiseEpochs(collator))
+    trainer.add_callback(CollatorEpochs(collator))
     trainer.train()
     trainer.save_model(output)
     methods = {"tr-jacobi": {"noise_length": 5, "noise_source": "prefix"}}

@@ -95,5 +95,5 @@ def document_stream(
         ids, labels = documents[domain][queues[domain].pop()]
         num_targets = sum(label != IGNORED_LABEL for label in labels)
         weight = num_targets + prompt_weight * (len(ids) - num_targets)
-        emitted[domain] += weight / WEIGHTS[domain]
+        emitted[domain] += weight / WEIGHTS.get(domain, 1.0)
         yield (ids, labels), epochs[domain]

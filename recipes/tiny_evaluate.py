@@ -11,8 +11,8 @@ from tiny_data import read_documents
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftless.provenance import collect_provenance
+from draftless.training.draft_collator import DraftCollator
 from draftless.training.evaluate import evaluate_model
-from draftless.training.noise_collator import NoiseCollator
 from draftless.training.noise_runs import NoiseSettings
 
 MAX_LEN = 1400
@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
-    collator = NoiseCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch"))
+    collator = DraftCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch"))
     collator.adds_places = True
     results = {}
     for domain, documents in read_documents(args.data, "valid", args.model, args.cache).items():

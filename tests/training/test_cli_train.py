@@ -55,14 +55,14 @@ def test_the_result_is_a_plain_checkpoint_that_drafts(folder: Path, tmp_path: Pa
 def test_noise_can_learn_what_the_model_says_itself(folder: Path, tmp_path: Path) -> None:
     same = ("--max-steps", "3", "--lr", "1e-2", "--dtype", "float32")
     for targets in ("labels", "model"):
-        done = msn(folder, tmp_path / targets, *same, "--noise-targets", targets)
+        done = msn(folder, tmp_path / targets, *same, "--block-targets", targets)
         assert done.exit_code == 0, done.output
     labels, model = (load_file(tmp_path / t / "model.safetensors") for t in ("labels", "model"))
     assert any(not torch.equal(labels[name], model[name]) for name in labels)
     manifest = read_manifest(tmp_path / "model")
-    assert manifest is not None and manifest.methods["tr-jacobi"]["noise_targets"] == "model"
-    with pytest.raises(DraftlessError, match="noise_targets='model' needs mode='branch'"):
-        TrainConfig("m", "d", "o", mode="inline", noise_targets="model")
+    assert manifest is not None and manifest.methods["tr-jacobi"]["block_targets"] == "model"
+    with pytest.raises(DraftlessError, match="block_targets='model' needs mode='branch'"):
+        TrainConfig("m", "d", "o", mode="inline", block_targets="model")
 
 
 def test_clean_share_one_is_plain_fine_tuning(folder: Path, tmp_path: Path) -> None:

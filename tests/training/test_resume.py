@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from draftless.errors import ConfigError
-from draftless.training import checkpoint, trainer
+from draftless.training import checkpoint, draft_trainer, trainer
 from draftless.training.config import TrainConfig
-from draftless.training.trainer import MSNTrainer, prepare, train
+from draftless.training.draft_trainer import DraftTrainer
+from draftless.training.trainer import prepare, train
 from support.training import in_child, kill_self, write_model, write_records
 
 STEPS = 9
@@ -54,11 +55,11 @@ def kill_at_call(owner: object, name: str, number: int) -> Callable[[], None]:
 
 
 MOMENTS = {
-    "between two steps": (MSNTrainer, "compute_loss", 6),
-    "before the first save": (MSNTrainer, "compute_loss", 2),
+    "between two steps": (DraftTrainer, "compute_loss", 6),
+    "before the first save": (DraftTrainer, "compute_loss", 2),
     "save: model written, optimizer not": (Trainer, "_save_optimizer_and_scheduler", 2),
     "save: random state not written": (Trainer, "_save_rng_state", 1),
-    "save: all written, not marked": (trainer, "mark_complete", 2),
+    "save: all written, not marked": (draft_trainer, "mark_complete", 2),
     "save: flushed, not marked": (Path, "touch", 1),
     "the final model is being written": (trainer, "write_manifest", 1),
 }

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
+from draftless.training.draft_collator import DraftCollator, CollatorEpochs
 from draftless.training.noise_runs import NoiseMode, NoiseSettings
 from support.small_model import PHRASES, training_model, training_tokenizer
 
@@ -27,7 +27,7 @@ def records() -> Dataset:
 
 def trainer_with_noise(
     folder: Path, mode: NoiseMode, is_packed: bool
-) -> tuple[SFTTrainer, NoiseCollator]:
+) -> tuple[SFTTrainer, DraftCollator]:
     tokenizer = training_tokenizer()
     trainer = SFTTrainer(
         model=training_model(),
@@ -48,9 +48,9 @@ def trainer_with_noise(
         processing_class=tokenizer,
     )
     settings = NoiseSettings(mode=mode, length=3)
-    collator = NoiseCollator.from_tokenizer(tokenizer, settings, inner=trainer.data_collator)
+    collator = DraftCollator.from_tokenizer(tokenizer, settings, inner=trainer.data_collator)
     trainer.data_collator = collator
-    trainer.add_callback(NoiseEpochs(collator))
+    trainer.add_callback(CollatorEpochs(collator))
     return trainer, collator
 
 
@@ -67,7 +67,7 @@ def test_sft_trainer_trains_on_noise(tmp_path: Path, mode: NoiseMode, is_packed:
 
 
 def check_batch(
-    batch: dict[str, Any], collator: NoiseCollator, mode: NoiseMode, is_packed: bool
+    batch: dict[str, Any], collator: DraftCollator, mode: NoiseMode, is_packed: bool
 ) -> int:
     """Check one batch; returns how many noise tokens (inline) or blocks (branch) it has."""
     ids, labels = batch["input_ids"], batch["labels"]
@@ -79,7 +79,7 @@ def check_batch(
         return int(is_jump.sum())
     assert ("position_ids" in batch) == is_packed
     changed = (ids != labels) & (labels >= 0)
-    special = torch.tensor(sorted(collator.planner.special_ids))
+    special = torch.tensor(sorted(collator.noise.special_ids))
     assert not torch.isin(ids[changed], special).any()
     assert not torch.isin(labels[changed], special).any()
     return int(changed.sum())

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from draftless.errors import ConfigError
-from draftless.training.noise_runs import NoisePlanner, NoiseRun, NoiseSettings
+from draftless.training.block_places import TokenRun
+from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 
 BOS, EOS = 0, 1
 SPECIAL = frozenset({BOS, EOS})
@@ -42,7 +43,7 @@ def test_seed_epoch_and_ids_each_change_the_noise(mode: str) -> None:
 def test_golden_plan() -> None:
     """Pinned: a checkpoint's noise must not change with our releases."""
     ids, labels = document(8)
-    assert planner(length=3).plan(ids, labels, 0) == [NoiseRun(start=8, token_ids=(11, 20, 22))]
+    assert planner(length=3).plan(ids, labels, 0) == [TokenRun(start=8, token_ids=(11, 20, 22))]
 
 
 def test_inline_starts_are_uniform_over_the_response_and_spare_its_last_token() -> None:

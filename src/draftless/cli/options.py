@@ -19,6 +19,7 @@ _OUTPUT = "Output"
 _MACHINE = "Machine"
 _RUN = "Run"
 _NOISE = "Noise"
+_ADAPTIVE = "Adaptive tokens"
 
 Model = Annotated[
     str | None,
@@ -70,7 +71,7 @@ Dtype = Annotated[
 Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
 Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]
 
-# draftless train msn
+# draftless train
 StartModel = Annotated[str | None, _option(_RUN, "Folder or hub id to start from.")]
 Data = Annotated[
     str | None,
@@ -106,13 +107,50 @@ NoiseLength = Annotated[int | None, _option(_NOISE, "Noise tokens in a run.")]
 NoiseSource = Annotated[
     str | None, _option(_NOISE, "prefix or vocabulary: where noise is drawn from.")
 ]
-NoiseTargets = Annotated[
+BlockTargets = Annotated[
     str | None,
-    _option(_NOISE, "labels (the paper), or model: what it says itself on clean input (branch)."),
+    _option(
+        _NOISE,
+        "labels (the papers), or model: what it says itself on clean input.",
+    ),
 ]
 CleanShare = Annotated[
     float | None, _option(_NOISE, "Share of documents without noise; 1 is plain SFT.")
 ]
+WithNoise = Annotated[
+    bool | None,
+    _option(_NOISE, "Teach denoising (MSN), too: one checkpoint for both drafters.", "--noise"),
+]
+BlockLength = Annotated[int | None, _option(_ADAPTIVE, "Adaptive tokens in a block.")]
+AdaptiveSpacing = Annotated[int | None, _option(_ADAPTIVE, "One block for so many tokens.")]
+AdaptiveIds = Annotated[
+    str | None,
+    _option(_ADAPTIVE, "Ids that the tokenizer does not use, as 7,8. Default: new ones are added."),
+]
+Distinct = Annotated[
+    bool | None,
+    _option(_ADAPTIVE, "One adaptive id for each slot, not one that all share.", "--distinct"),
+]
+AdaptiveWeight = Annotated[
+    float | None, _option(_ADAPTIVE, "Weight of an adaptive target; a clean one has 1.")
+]
+AdaptiveFirst = Annotated[
+    float | None,
+    _option(_ADAPTIVE, "Share of the steps, at the beginning, in which blocks alone count."),
+]
+Frozen = Annotated[
+    bool | None,
+    _option(
+        _ADAPTIVE,
+        "Train the new embedding rows alone; the model's own output stays what it is.",
+        "--frozen",
+    ),
+]
+KLWeight = Annotated[
+    float | None,
+    _option(_ADAPTIVE, "Weight of the divergence from the original model.", "--kl-weight"),
+]
+TrainAttention = Annotated[str | None, _option(_RUN, "sdpa or eager.", "--attention")]
 Preview = Annotated[
     int, _option(_NOISE, "Show so many noised samples and stop.", show_default=False)
 ]

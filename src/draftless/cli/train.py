@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,12 +15,14 @@ from rich.text import Text
 from draftless.cli import options
 from draftless.cli.common import stderr
 from draftless.errors import ConfigError
+from draftless.prompts import IGNORED_LABEL
 
 if TYPE_CHECKING:
+    from draftless.training.block_places import TokenRun
     from draftless.training.trainer import Run
 
 train_app = typer.Typer(no_args_is_help=True, help="Train a model so that it drafts for itself.")
-_SHARE_DOCUMENTS = 2000  # documents that the measured share of noise is counted on
+_SHARE_DOCUMENTS = 2000  # documents that the shares of noise and blocks are counted on
 
 
 @train_app.callback()
@@ -37,7 +40,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     mode: options.NoiseMode = None,
     noise_length: options.NoiseLength = None,
     noise_source: options.NoiseSource = None,
-    noise_targets: options.NoiseTargets = None,
+    block_targets: options.BlockTargets = None,
     clean_share: options.CleanShare = None,
     epochs: options.Epochs = None,
     max_steps: options.MaxSteps = None,
@@ -63,17 +66,88 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
         draftless train msn --config run.yaml --resume
         torchrun --nproc-per-node 2 -m draftless train msn --config run.yaml
     """
-    from draftless.training.config import build_config
-
     flags = {
         "model": model, "data": data, "output": output, "mode": mode, "epochs": epochs,
         "noise_length": noise_length, "noise_source": noise_source, "clean_share": clean_share,
-        "noise_targets": noise_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
+        "block_targets": block_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
         "dtype": dtype, "seed": seed, "lora": lora,
     }  # fmt: skip
-    if preview and output is None:
+    _run(preset, config, flags, preview=preview, resume=resume)
+
+
+@train_app.command()
+def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
+    model: options.StartModel = None,
+    data: options.Data = None,
+    output: options.OutputFolder = None,
+    config: options.ConfigFile = None,
+    preset: options.Preset = None,
+    block_length: options.BlockLength = None,
+    adaptive_spacing: options.AdaptiveSpacing = None,
+    adaptive_ids: options.AdaptiveIds = None,
+    distinct: options.Distinct = None,
+    adaptive_weight: options.AdaptiveWeight = None,
+    adaptive_first: options.AdaptiveFirst = None,
+    frozen: options.Frozen = None,
+    kl_weight: options.KLWeight = None,
+    block_targets: options.BlockTargets = None,
+    noise: options.WithNoise = None,
+    noise_length: options.NoiseLength = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    batch_size: options.BatchSize = None,
+    lr: options.LearningRate = None,
+    max_length: options.MaxLength = None,
+    attention: options.TrainAttention = None,
+    dtype: options.TrainDtype = None,
+    seed: options.TrainSeed = None,
+    lora: options.Lora = None,
+    preview: options.Preview = 0,
+    resume: options.Resume = False,
+) -> None:
+    """SDSAT (arXiv 2403.18647): fine-tuning that teaches adaptive tokens to predict ahead.
+
+    The result is a plain checkpoint folder with a `draftless.json`, so that
+    `draftless generate FOLDER` drafts with its adaptive tokens without further flags.
+
+    [bold]Examples[/bold]
+
+        draftless train sdsat --preset tiny-sample --output runs/sample
+        draftless train sdsat --model ./base --data sft.jsonl --output runs/sdsat
+        draftless train sdsat --model ./base --data sft.jsonl --output runs/both --noise
+        draftless train sdsat --model ./released --data own.jsonl --output runs/rows --frozen
+        torchrun --nproc-per-node 2 -m draftless train sdsat --config run.yaml
+    """
+    flags = {
+        "model": model, "data": data, "output": output, "epochs": epochs, "max_steps": max_steps,
+        "block_length": block_length, "adaptive_spacing": adaptive_spacing, "noise": noise,
+        "adaptive_ids": adaptive_ids, "distinct": distinct, "adaptive_weight": adaptive_weight,
+        "adaptive_first": adaptive_first, "frozen": frozen, "kl_weight": kl_weight,
+        "block_targets": block_targets, "noise_length": noise_length, "batch_size": batch_size,
+        "lr": lr, "max_length": max_length, "attention": attention, "dtype": dtype, "seed": seed,
+        "lora": lora,
+    }  # fmt: skip
+    _run(preset, config, flags, preview=preview, resume=resume, defaults=_SDSAT)
+
+
+_SDSAT = {"adaptive": True, "noise": False}
+
+
+def _run(
+    preset: str | None,
+    file: Path | None,
+    flags: dict[str, Any],
+    *,
+    preview: int,
+    resume: bool,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Build the configuration, then show samples of it or train."""
+    from draftless.training.config import build_config
+
+    if preview and flags["output"] is None:
         flags["output"] = "."  # nothing is written
-    chosen = build_config(preset, config, flags)
+    chosen = build_config(preset, file, flags, defaults)
     run = _prepare(chosen)
     if preview:
         _show_samples(run, preview)
@@ -104,29 +178,41 @@ def _prepare(config: Any) -> Run:
 
 
 def _show_run(run: Run) -> None:
-    config = run.config
-    noised, responses = _noise_share(run)
     skipped = run.num_records - run.num_documents
     stderr.print(
         f"{run.num_documents} documents ({skipped} records without a response in reach), "
         f"{len(run.held)} of them held back; {len(run.train)} rows"
     )
-    stderr.print(
-        f"mode {config.mode}: {noised / max(1, responses):.1%} noise tokens per response token"
-    )
+    shares = _shares(run)
+    if run.collator.noise is not None:
+        stderr.print(
+            f"noise {run.config.mode}: {shares['noise']:.1%} noise tokens per response token"
+        )
+    if run.adaptive_ids:
+        ids = ", ".join(map(str, run.adaptive_ids))
+        what = "their rows alone are trained" if run.config.frozen else "all weights are trained"
+        stderr.print(
+            f"adaptive ids {ids}: {shares['adaptive']:.1%} adaptive tokens per response token; "
+            + ("adapters and rows are trained" if run.config.lora else what)
+        )
 
 
-def _noise_share(run: Run) -> tuple[int, int]:
-    """Noise tokens and response tokens of the first documents."""
-    noised = responses = 0
+def _shares(run: Run) -> dict[str, float]:
+    """Noise and adaptive tokens per response token, over the first documents."""
+    counts, responses = {"noise": 0, "adaptive": 0}, 0
     for _, labels, runs in _plans(run, _SHARE_DOCUMENTS):
-        noised += sum(len(one.token_ids) for one in runs)
-        responses += sum(label != -100 for label in labels)
-    return noised, responses
+        for one in runs:
+            counts[_kind(run, one)] += len(one.token_ids)
+        responses += sum(label != IGNORED_LABEL for label in labels)
+    return {kind: count / max(1, responses) for kind, count in counts.items()}
 
 
-def _plans(run: Run, count: int) -> Any:
-    """Ids, labels and noise runs of the first `count` documents."""
+def _kind(run: Run, one: TokenRun) -> str:
+    return "adaptive" if one.token_ids[0] in run.adaptive_ids else "noise"
+
+
+def _plans(run: Run, count: int) -> Iterator[tuple[list[int], list[int], list[TokenRun]]]:
+    """Ids, labels, noise runs and adaptive blocks of the first `count` documents."""
     shown = 0
     for row in run.train:
         start = 0
@@ -136,29 +222,33 @@ def _plans(run: Run, count: int) -> Any:
             start += length
             if shown < count:
                 shown += 1
-                yield ids, labels, run.collator.planner.plan(ids, labels, 0)
+                yield ids, labels, run.collator.plan(ids, labels)
 
 
 def _show_samples(run: Run, count: int) -> None:
-    """Samples with their noise in colour, as the model will see it."""
+    """Samples with their noise and blocks in colour, as the model will see them."""
+    is_inline = run.config.noise and run.config.mode == "inline"
     for ids, labels, runs in _plans(run, count):
-        begin = next(i for i, label in enumerate(labels) if label != -100)
+        begin = next(i for i, label in enumerate(labels) if label != IGNORED_LABEL)
         text = Text()
         text.append(run.tokenizer.decode(ids[:begin]), style="dim")
         for place in range(begin, len(ids)):
-            here = next((r for r in runs if r.start == place), None)
-            if here is not None:
-                noise = run.tokenizer.decode(list(here.token_ids))
-                text.append(f"⟨{noise}⟩", style="bold red")
-            is_replaced = run.config.mode == "inline" and any(
-                r.start <= place < r.start + len(r.token_ids) for r in runs
+            for one in (one for one in runs if one.start == place):
+                if _kind(run, one) == "adaptive":
+                    text.append(f"⟨{len(one.token_ids)} adaptive⟩", style="bold cyan")
+                else:
+                    text.append(f"⟨{run.tokenizer.decode(list(one.token_ids))}⟩", style="bold red")
+            is_replaced = is_inline and any(
+                one.start <= place < one.start + len(one.token_ids) for one in runs
             )
             style = "strike red" if is_replaced else ""
             text.append(run.tokenizer.decode(ids[place : place + 1]), style=style)
         stderr.print(text)
         stderr.rule()
-    word = "replaced by the noise before it" if run.config.mode == "inline" else "seen beside it"
-    stderr.print(f"red: noise; the text that follows is {word}")
+    if is_inline:
+        stderr.print("red: noise; the text that follows is replaced by the noise before it")
+    else:
+        stderr.print("red: noise, cyan: adaptive tokens; the text that follows is seen beside them")
 
 
 def _progress() -> Sequence[Any]:
@@ -206,11 +296,12 @@ def _progress() -> Sequence[Any]:
 
 
 def _evaluation_line(step: int, logs: dict[str, float]) -> Table:
-    """One evaluation: clean loss, and how often the d-th noise token predicts right."""
+    """One evaluation: clean loss, and how often the d-th token of a block predicts right."""
     table = Table.grid(padding=(0, 2))
-    depths = [v for k, v in logs.items() if k.startswith("eval_denoising_accuracy_")]
-    accuracy = " ".join(f"{value:.1%}" for value in depths)
-    table.add_row(
-        f"step {step}", f"clean loss {logs['eval_clean_loss']:.4f}", f"denoising {accuracy}"
-    )
+    cells = [f"step {step}", f"clean loss {logs['eval_clean_loss']:.4f}"]
+    for kind in ("denoising", "adaptive"):
+        depths = [v for k, v in logs.items() if k.startswith(f"eval_{kind}_accuracy_")]
+        if depths:
+            cells.append(f"{kind} " + " ".join(f"{value:.1%}" for value in depths))
+    table.add_row(*cells)
     return table

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from draftless.prompts import IGNORED_LABEL
-from draftless.training.noise_runs import NoiseRun
+from draftless.training.block_places import TokenRun
 
 _PADDING = -1
 
@@ -53,7 +53,7 @@ class BranchRow:
         self.limits += range(start, start + len(ids))
 
     def add_block(
-        self, run: NoiseRun, labels: Sequence[int], document: int, offset: int, block: int
+        self, run: TokenRun, labels: Sequence[int], document: int, offset: int, block: int
     ) -> None:
         """Append a noise block to a document whose clean tokens begin at row index `offset`."""
         length = len(run.token_ids)
@@ -94,7 +94,7 @@ def branch_mask(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, 1, N, N] bool
     return mask[:, None]
 
 
-def noise_depths(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
+def block_depths(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
     """Place of each noise token within its block, from 1 on; 0 for clean tokens and padding."""
     depths = []
     for row in rows:
@@ -113,7 +113,7 @@ def clean_twins(rows: Sequence[BranchRow]) -> torch.Tensor:  # [B, N] int64
 
     The two predict the same next token; only the clean one has seen the tokens between.
     """
-    depths = noise_depths(rows)
+    depths = block_depths(rows)
     limits = torch.tensor([row.limits for row in rows])
     return torch.where(depths > 0, limits + depths, -1)
 

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from draftless.errors import InputError
+from draftless.jsonl import read_objects
 from draftless.noise import hash_ids
 from draftless.prompts import IGNORED_LABEL, PromptFormat, Record, check_messages
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def read_records(source: str | Path, split: str = "train") -> list[Record]:
-    """Records with `prompt` and `response`, or with chat `messages`.
+Check = Callable[[Record, str], None]
+"""Raises `InputError` for a record that cannot be used; the text says where it stands."""
+
+
+def check_example(record: Record, place: str) -> None:
+    """A record to train on: `prompt` and `response`, or chat `messages`.
+
+    Raises:
+        InputError: it has neither.
+    """
+    if "messages" in record:
+        check_messages(record["messages"], f"{place}: 'messages'")
+    elif not (isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)):
+        raise InputError(
+            f"{place}: a record needs the strings 'prompt' and 'response', or a list 'messages'; "
+            f"this one has {sorted(map(str, record))}"
+        )
+
+
+def read_records(
+    source: str | Path, split: str = "train", check: Check = check_example
+) -> list[Record]:
+    """All records of a source, checked.
 
     Args:
         source: a JSONL file (may be gzip), a folder, or the name of a Hugging Face data set. Of a
             folder's JSONL files those count whose name begins with the split, all if none does;
             subfolders count too. A folder without JSONL files is left to `datasets`.
         split: part of the data.
+        check: what every record must have.
 
     Raises:
         InputError: nothing to read, or a broken record (with file and line).
     """
     path = Path(source)
     if path.is_file():
-        records = list(_read_jsonl(path))
+        places = list(read_objects(path))
     elif path.is_dir() and (files := _split_files(path, split)):
-        records = [record for file in files for record in _read_jsonl(file)]
+        places = [pair for file in files for pair in read_objects(file)]
     elif path.suffix in (".jsonl", ".json", ".gz"):
         raise InputError(f"{source} does not exist")
     else:
-        records = list(_read_hugging_face(str(source), split))
-    if not records:
+        places = list(_read_hugging_face(str(source), split))
+    if not places:
         raise InputError(f"{source} has no records (split {split!r})")
-    return records
+    for place, record in places:
+        check(record, place)
+    return [record for _, record in places]
 
 
 def encode_records(
@@ -91,39 +114,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     return [file for file in files if file.name.startswith(split)] or files
 
 
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with cast("IO[str]", opener(path, "rt", encoding="utf-8")) as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parse(line, f"{path}:{number}")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _parse(line: str, place: str) -> Record:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON: {error}") from error
-    return _check(record, place)
-
-
-def _check(record: Any, place: str) -> Record:
-    if not isinstance(record, dict):
-        raise InputError(f"{place}: a record is a JSON object, not {type(record).__name__}")
-    if "messages" in record:
-        check_messages(record["messages"], f"{place}: 'messages'")
-    elif not (isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)):
-        raise InputError(
-            f"{place}: a record needs the strings 'prompt' and 'response', or a list 'messages'; "
-            f"this one has {sorted(map(str, record))}"
-        )
-    return record
-
-
-def _read_hugging_face(name: str, split: str) -> Iterator[Record]:
+def _read_hugging_face(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import datasets
     except ImportError as error:
@@ -145,4 +136,4 @@ def _read_hugging_face(name: str, split: str) -> Iterator[Record]:
             raise InputError(f"{name} has no split {split!r}; it has {sorted(dataset)}")
         dataset = dataset[split]
     for number, record in enumerate(dataset):
-        yield _check(dict(record), f"{name}[{number}]")
+        yield f"{name}[{number}]", dict(record)

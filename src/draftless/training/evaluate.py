@@ -1,12 +1,12 @@
-"""What a trained model is judged by: clean loss, and denoising accuracy per depth.
+"""What a trained model is judged by: clean loss, and the accuracy of blocks per depth.
 
-Denoising is measured as decoding meets it, whatever the training mode: behind a clean prefix
-stands a run of noise, and the d-th noise token must predict the token after its own place.
+Blocks are measured as decoding meets them, whatever the training mode: behind a clean prefix stands
+a run of noise or of adaptive tokens, and its d-th token must predict the token after its own place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 
 from draftless.prompts import IGNORED_LABEL
+from draftless.training.losses import without_ids
 
 
 @dataclass
@@ -22,58 +23,66 @@ class Scores:
 
     Attributes:
         clean_loss, num_clean: summed cross-entropy and number of clean response targets.
-        hits, totals: right predictions and targets at the first, second, ... noise token.
+        hits, totals: by metric and depth, right predictions and targets.
     """
 
     clean_loss: float = 0.0
     num_clean: int = 0
-    hits: list[int] = field(default_factory=list)
-    totals: list[int] = field(default_factory=list)
+    hits: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """`clean_loss` per token, and `denoising_accuracy_D` for each depth D."""
-        accuracy = {
-            f"denoising_accuracy_{depth}": hits / total
-            for depth, (hits, total) in enumerate(zip(self.hits, self.totals, strict=True), start=1)
-            if total
-        }
+        """`clean_loss` per token; `denoising_accuracy_D` and `adaptive_accuracy_D` per depth D."""
+        accuracy = {name: self.hits[name] / total for name, total in self.totals.items() if total}
         return {"clean_loss": self.clean_loss / max(1, self.num_clean), **accuracy}
 
 
 @torch.no_grad()
-def evaluate_model(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:
+def evaluate_model(
+    model: Any, batches: Iterable[Mapping[str, torch.Tensor]], adaptive_ids: Sequence[int] = ()
+) -> dict[str, float]:
     """Evaluate on branch batches.
 
     Args:
-        model: a causal model with sdpa or eager attention.
-        batches: as `NoiseCollator` makes them in branch mode with `adds_places`.
+        model: a causal model with the attention that the batches' masks are for.
+        batches: as `DraftCollator` makes them for blocks with `adds_places`.
+        adaptive_ids: ids that the model never says.
     """
     scores = Scores()
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     for batch in batches:
-        _add(scores, model, {key: value.to(device) for key, value in batch.items()})
+        _add(scores, model, {key: value.to(device) for key, value in batch.items()}, adaptive_ids)
     model.train(was_training)
     return scores.metrics()
 
 
-def _add(scores: Scores, model: Any, batch: Mapping[str, torch.Tensor]) -> None:
+def _add(
+    scores: Scores,
+    model: Any,
+    batch: Mapping[str, torch.Tensor],
+    adaptive_ids: Sequence[int],
+) -> None:
     logits = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         attention_mask=batch["attention_mask"],
         use_cache=False,
     ).logits
-    targets, depths = batch["shift_labels"], batch["noise_depths"]
+    logits = without_ids(logits, adaptive_ids)
+    targets, depths = batch["shift_labels"], batch["block_depths"]
     is_target = targets != IGNORED_LABEL
     clean = is_target & (depths == 0)
     losses = F.cross_entropy(logits[clean].float(), targets[clean], reduction="sum")
     scores.clean_loss += float(losses)
     scores.num_clean += int(clean.sum())
-    for depth in range(1, int(depths.max()) + 1):
-        here = is_target & (depths == depth)
-        if len(scores.hits) < depth:
-            scores.hits.append(0)
-            scores.totals.append(0)
-        scores.hits[depth - 1] += int((logits[here].argmax(-1) == targets[here]).sum())
-        scores.totals[depth - 1] += int(here.sum())
+    is_adaptive = torch.isin(
+        batch["input_ids"], torch.tensor(list(adaptive_ids), device=depths.device)
+    )
+    for kind, of_kind in (("denoising", ~is_adaptive), ("adaptive", is_adaptive)):
+        for depth in range(1, int(depths.max()) + 1):
+            here = is_target & (depths == depth) & of_kind
+            hits = int((logits[here].argmax(-1) == targets[here]).sum())
+            name = f"{kind}_accuracy_{depth}"
+            scores.hits[name] = scores.hits.get(name, 0) + hits
+            scores.totals[name] = scores.totals.get(name, 0) + int(here.sum())

@@ -15,6 +15,7 @@ import numpy as np
 from draftless.errors import ConfigError
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
 from draftless.prompts import IGNORED_LABEL
+from draftless.training.block_places import TokenRun, block_places
 
 NoiseMode = Literal["inline", "branch"]
 
@@ -55,14 +56,6 @@ class NoiseSettings:
             raise ConfigError(f"spacing is {self.spacing}; it must be at least 1")
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseRun:
-    """Noise tokens for the places `start`, `start + 1`, ... of one document."""
-
-    start: int
-    token_ids: tuple[int, ...]
-
-
 @dataclass(frozen=True)
 class NoisePlanner:
     """Plans the noise runs of documents.
@@ -82,7 +75,7 @@ class NoisePlanner:
         sampler = NoiseSampler(self.settings.source, self.vocab_size, self.special_ids)
         object.__setattr__(self, "_sampler", sampler)
 
-    def plan(self, ids: Sequence[int], labels: Sequence[int], epoch: int) -> list[NoiseRun]:
+    def plan(self, ids: Sequence[int], labels: Sequence[int], epoch: int) -> list[TokenRun]:
         """Noise runs of one document, in order of their places.
 
         Args:
@@ -102,7 +95,7 @@ class NoisePlanner:
         for start, length in place(ids, labels, generator):
             drawn = self._sampler.draw(ids[:start], length, generator)
             if drawn:
-                runs.append(NoiseRun(start, tuple(drawn)))
+                runs.append(TokenRun(start, tuple(drawn)))
         return runs
 
     def _draw_length(self, generator: np.random.Generator) -> int:
@@ -127,23 +120,11 @@ class NoisePlanner:
     def _branch_places(
         self, ids: Sequence[int], labels: Sequence[int], generator: np.random.Generator
     ) -> list[tuple[int, int]]:
-        """One block in every stretch of `spacing` response tokens.
-
-        The block's m-th token stands in for place start + m and predicts start + m + 1, so a block
-        ends where the next place has no label or the place itself holds a special token.
-        """
-        reach = [0] * (len(ids) + 1)  # how many tokens a block that starts here can have
-        for index in range(len(ids) - 2, -1, -1):
-            is_noisable = labels[index] != IGNORED_LABEL and ids[index] not in self.special_ids
-            if is_noisable and labels[index + 1] != IGNORED_LABEL:
-                reach[index] = reach[index + 1] + 1
-        starts = [index for index in range(1, len(ids)) if reach[index]]
-        places = []
-        for begin in range(0, len(starts), self.settings.spacing):
-            stretch = starts[begin : begin + self.settings.spacing]
-            # A shorter last stretch gets a block only in proportion, so density is even.
-            choice = int(generator.integers(self.settings.spacing))
-            length = self._draw_length(generator)
-            if choice < len(stretch):
-                places.append((stretch[choice], min(length, reach[stretch[choice]])))
-        return places
+        """One block in every stretch of `spacing` response tokens, none on a special token."""
+        return block_places(
+            labels,
+            self.settings.spacing,
+            lambda: self._draw_length(generator),
+            generator,
+            barred=[token in self.special_ids for token in ids],
+        )

@@ -1,7 +1,8 @@
-"""MSN training: glue between documents, the noise collator and `transformers.Trainer`."""
+"""A training run: glue between documents, the collator and `transformers.Trainer`."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,86 +19,26 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
-from draftless.manifest import Manifest, write_manifest
-from draftless.prompts import IGNORED_LABEL, PromptFormat, Record
+from draftless.manifest import Manifest, read_manifest, write_manifest
+from draftless.prompts import PromptFormat, Record
 from draftless.provenance import collect_provenance
-from draftless.training.checkpoint import mark_complete, prepare_folder
-from draftless.training.config import NoiseTargets, TrainConfig
+from draftless.training.adaptive_tokens import (
+    add_adaptive_tokens,
+    suppress_in_generation,
+    take_unassigned,
+)
+from draftless.training.checkpoint import prepare_folder
+from draftless.training.config import TrainConfig
 from draftless.training.data import encode_records, hold_back, read_records
-from draftless.training.evaluate import evaluate_model
-from draftless.training.noise_collator import NoiseCollator, NoiseEpochs
+from draftless.training.draft_collator import CollatorEpochs, DraftCollator
+from draftless.training.draft_trainer import DraftTrainer, LossSettings
+from draftless.training.noise_runs import NoiseSettings
 from draftless.training.packing import pack_documents
 
 LOG_NAME = "training_log.json"
 _EVAL_BATCH = 4
-
-
-class MSNTrainer(Trainer):
-    """`Trainer` that weighs noise targets, reports denoising, and marks complete checkpoints."""
-
-    def __init__(
-        self, *args: Any, noise_weight: float, noise_targets: NoiseTargets = "labels", **more: Any
-    ) -> None:
-        super().__init__(*args, **more)
-        self._noise_weight = noise_weight
-        self._noise_targets = noise_targets
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """Cross-entropy per target of the global batch; noise targets count `noise_weight`."""
-        depths, twins = inputs.pop("noise_depths", None), inputs.pop("clean_twins", None)
-        if depths is None or num_items_in_batch is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        targets = inputs.pop("shift_labels")
-        inputs.pop("labels")
-        outputs = model(**inputs)
-        logits = outputs.logits.float()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        if self._noise_targets == "model":
-            losses = losses.index_copy(0, *own_losses(logits, targets, twins))
-        weights = torch.where(depths.flatten() > 0, self._noise_weight, 1.0)
-        loss = (losses * weights).sum() / num_items_in_batch
-        if self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # DDP takes the mean over processes
-        return (loss, outputs) if return_outputs else loss
-
-    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Clean loss and denoising accuracy per depth, on the held-back documents."""
-        scores = evaluate_model(self.accelerator.unwrap_model(self.model), self.eval_dataset)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
-        self.log(metrics)
-        return metrics
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # every rank saves its random state
-        if self.args.should_save:
-            name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            mark_complete(Path(self.args.output_dir) / name)
-
-
-def own_losses(
-    logits: torch.Tensor,  # [B, N, V] fp32
-    targets: torch.Tensor,  # [B, N] int64
-    twins: torch.Tensor,  # [B, N] int64, of `branches.clean_twins`
-) -> tuple[torch.Tensor, torch.Tensor]:  # [M] int64 places in the flattened batch, [M] fp32
-    """Cross-entropy of noise tokens against what the model itself says at their clean twins.
-
-    A draft has to hit the model's own next token, and a whole distribution teaches more than one
-    token that was drawn from the data. No gradient flows into the clean side.
-    """
-    rows, places = ((twins >= 0) & (targets != IGNORED_LABEL)).nonzero(as_tuple=True)
-    teacher = logits.detach()[rows, twins[rows, places]].softmax(-1)
-    losses = F.cross_entropy(logits[rows, places], teacher, reduction="none")
-    return rows * logits.shape[1] + places, losses
 
 
 @dataclass
@@ -108,23 +48,30 @@ class Run:
     Attributes:
         config: the options.
         model: in fp32, with adapters if asked for.
+        original: the model before training, where the loss needs it and no adapter can be switched
+            off instead.
         tokenizer: of the model.
         prompt_format: how prompts are joined; goes into the checkpoint.
         train: training documents; rows if they are packed.
         held: documents held back for evaluation.
         num_records, num_documents: records read, and documents they gave.
-        collator: adds the noise.
+        collator: adds noise and adaptive blocks.
+        adaptive_ids: of the adaptive tokens; empty without them.
+        dtype: of the checkpoint that the run starts from.
     """
 
     config: TrainConfig
     model: PreTrainedModel
+    original: PreTrainedModel | None
     tokenizer: Any
     prompt_format: PromptFormat
     train: list[dict[str, list[int]]]
     held: list[dict[str, list[int]]]
     num_records: int
     num_documents: int
-    collator: NoiseCollator
+    collator: DraftCollator
+    adaptive_ids: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def prepare(config: TrainConfig) -> Run:
@@ -147,20 +94,38 @@ def prepare(config: TrainConfig) -> Run:
         train, held = hold_back(documents, config.eval_share, config.seed)
     if not train:
         raise ConfigError(f"eval_share={config.eval_share} holds all documents back")
-    collator = NoiseCollator.from_tokenizer(tokenizer, config.noise_settings())
-    collator.adds_places = config.mode == "branch"
     rows = pack_documents(train, config.row_length) if config.row_length else train
+    model, dtype = _make_model(config)
+    adaptive_ids = _adaptive_ids(config, model, tokenizer)
+    has_adapters = config.lora or config.frozen
     return Run(
         config=config,
-        model=_make_model(config),
+        model=_with_adapters(model, config, adaptive_ids) if has_adapters else model,
+        original=_frozen_copy(model) if config.kl_weight and not has_adapters else None,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
         train=rows,
         held=held[: config.eval_records],
         num_records=len(records),
         num_documents=len(documents),
-        collator=collator,
+        collator=_make_collator(config, tokenizer, config.noise_settings(), adaptive_ids),
+        adaptive_ids=adaptive_ids,
+        dtype=dtype,
     )
+
+
+def _make_collator(
+    config: TrainConfig,
+    tokenizer: Any,
+    noise: NoiseSettings | None,
+    adaptive_ids: tuple[int, ...],
+) -> DraftCollator:
+    collator = DraftCollator.from_tokenizer(
+        tokenizer, noise, adaptive=config.adaptive_settings(adaptive_ids)
+    )
+    collator.adds_places = True
+    collator.mask_dtype = torch.float32 if config.attention == "eager" else None
+    return collator
 
 
 def choose_format(config: TrainConfig, tokenizer: Any, records: Sequence[Record]) -> PromptFormat:
@@ -182,36 +147,80 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
         raise ArtifactError(f"cannot load {name!r}: {error}") from error
 
 
-def _make_model(config: TrainConfig) -> PreTrainedModel:
+def _make_model(config: TrainConfig) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model in fp32, and the dtype of its checkpoint."""
     torch.manual_seed(config.seed)  # random weights and adapters
     shape = _load(AutoConfig, config.model)
     text = shape.get_text_config()
-    windowed = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-    if config.mode == "branch" and (windowed or getattr(text, "attn_logit_softcapping", None)):
-        raise CapabilityError(
-            f"branch mode needs one mask for all layers and sdpa, which {shape.model_type} does "
-            "not offer; use --mode inline"
-        )
+    if config.has_blocks:
+        _check_masks(config, shape.model_type, text)
+    dtype = shape.dtype or torch.float32
+    attention = config.attention if config.has_blocks else None
     if config.from_scratch is not None:
         # What follows from the sizes is dropped with them, or a stale value would contradict.
         known = shape.to_dict()
         known.update({name: None for name in ("head_dim", "layer_types") if name in known})
         shape = type(shape).from_dict({**known, **config.from_scratch})
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
-    else:
-        model = _load(AutoModelForCausalLM, config.model, dtype=torch.float32)
-        if config.mode == "branch":
-            model.set_attn_implementation("sdpa")
-    return _with_lora(model, config) if config.lora else model
+        return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
+    model = _load(AutoModelForCausalLM, config.model, dtype=torch.float32)
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    return model, dtype
 
 
-def _with_lora(model: PreTrainedModel, config: TrainConfig) -> Any:
-    import peft
+def _check_masks(config: TrainConfig, family: str, text: Any) -> None:
+    """Refuse families whose layers would not all honour the blocks' mask."""
+    remedy = "" if config.adaptive else "; use --mode inline"
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise CapabilityError(
+            f"blocks need one mask for all layers; {family} has layers with a sliding window{remedy}"
+        )
+    if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
+        raise CapabilityError(
+            f"{family} caps its attention scores, which sdpa cannot; use --attention eager{remedy}"
+        )
 
+
+def _adaptive_ids(config: TrainConfig, model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
+    """The ids of the adaptive tokens: those that the checkpoint has, those asked for, or new ones."""
+    if not config.adaptive:
+        return ()
+    manifest = read_manifest(config.model) if Path(config.model).is_dir() else None
+    known = manifest.methods.get("sdsat", {}).get("adaptive_ids") if manifest else None
+    if config.adaptive_ids is not None:
+        return take_unassigned(model, tokenizer, config.adaptive_ids)
+    wanted = config.block_length if config.distinct else 1
+    if known is not None and len(known) == wanted:
+        return tuple(known)  # trained before: goes on from there
+    return add_adaptive_tokens(model, wanted)
+
+
+def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _with_adapters(
+    model: PreTrainedModel, config: TrainConfig, adaptive_ids: tuple[int, ...]
+) -> Any:
+    """Low-rank adapters (`lora`), rows of adaptive tokens that train alone (`frozen`), or both."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("lora and frozen need peft: pip install 'draftless[train]'") from error
+    embedding = next(
+        name for name, module in model.named_modules() if module is model.get_input_embeddings()
+    )
+    if config.frozen:
+        # As a target, the full name matches this module alone.
+        rows = peft.TrainableTokensConfig(
+            token_indices=list(adaptive_ids), target_modules=[embedding], task_type="CAUSAL_LM"
+        )
+        return peft.get_peft_model(model, rows)
     lora = peft.LoraConfig(
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank,
         target_modules="all-linear",
+        trainable_token_indices={embedding: list(adaptive_ids)} if adaptive_ids else None,
         task_type="CAUSAL_LM",
     )
     return peft.get_peft_model(model, lora)
@@ -236,15 +245,22 @@ def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> d
     folder = Path(arguments.output_dir)
     with arguments.main_process_first(desc="checkpoints"):
         checkpoint = prepare_folder(folder, resume=resume)
-    trainer = MSNTrainer(
+    trainer = DraftTrainer(
         model=run.model,
         args=arguments,
         train_dataset=run.train,
         data_collator=run.collator,
-        callbacks=[NoiseEpochs(run.collator), *callbacks],
+        callbacks=[CollatorEpochs(run.collator), *callbacks],
         eval_dataset=_eval_batches(run),
-        noise_weight=config.noise_weight,
-        noise_targets=config.noise_targets,
+        settings=LossSettings(
+            noise_weight=config.noise_weight,
+            adaptive_weight=config.adaptive_weight,
+            block_targets=config.block_targets,
+            adaptive_first=config.adaptive_first,
+            kl_weight=config.kl_weight,
+            adaptive_ids=run.adaptive_ids,
+        ),
+        original=run.original,
     )
     trainer.remove_callback(PrinterCallback)  # whoever calls shows progress
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -287,43 +303,66 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
 
 
 def _eval_batches(run: Run) -> list[dict[str, torch.Tensor]]:
-    """Noise of epoch 0 beside the held-back documents, the same in every evaluation."""
-    settings = replace(run.collator.planner.settings, mode="branch", clean_share=0.0)
-    collator = NoiseCollator.from_tokenizer(run.tokenizer, settings)
-    collator.adds_places = True
+    """Noise and blocks of epoch 0 beside the held-back documents, the same in every evaluation."""
+    noise = run.config.noise_settings()
+    if noise is not None:
+        noise = replace(noise, mode="branch", clean_share=0.0)
+    collator = _make_collator(run.config, run.tokenizer, noise, run.adaptive_ids)
     starts = range(0, len(run.held), _EVAL_BATCH)
     return [dict(collator(run.held[start : start + _EVAL_BATCH])) for start in starts]
 
 
-def save(run: Run, trainer: MSNTrainer, metrics: Mapping[str, float]) -> None:
+def save(run: Run, trainer: DraftTrainer, metrics: Mapping[str, float]) -> None:
     """Write a plain `save_pretrained` folder, `draftless.json` and the log."""
     config, output = run.config, Path(run.config.output)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.lora:
+    if config.lora or config.frozen:
         model = model.merge_and_unload()
-    if config.dtype == "bfloat16":
+    if config.frozen:
+        model = model.to(run.dtype)  # fp32 and back is exact, so all other rows are what they were
+    elif config.dtype == "bfloat16":
         model = model.to(torch.bfloat16)
+    if run.adaptive_ids:
+        suppress_in_generation(model, run.adaptive_ids)
     model.save_pretrained(output)
     run.tokenizer.save_pretrained(output)
-    is_plain = config.clean_share == 1.0
-    noise = {
-        "mode": config.mode,
-        "noise_length": config.noise_length,
-        "noise_source": config.noise_source,
-        "noise_targets": config.noise_targets,
-    }
+    methods = _methods(run)
     provenance = {**collect_provenance(), "config": _portable(config), "metrics": dict(metrics)}
     write_manifest(
         output,
         Manifest(
-            methods={} if is_plain else {"tr-jacobi": noise},
-            default_drafter=None if is_plain else "tr-jacobi",
+            methods=methods,
+            default_drafter=next(iter(methods), None),
             prompt_format=run.prompt_format,
             provenance=provenance,
         ),
     )
     log = json.dumps(trainer.state.log_history, indent=1)
     (output / LOG_NAME).write_text(log + "\n", encoding="utf-8")
+
+
+def _methods(run: Run) -> dict[str, dict[str, Any]]:
+    """What the checkpoint was trained for; what the model could do before is kept."""
+    config = run.config
+    before = read_manifest(config.model) if Path(config.model).is_dir() else None
+    methods = {name: dict(method) for name, method in (before.methods if before else {}).items()}
+    if config.from_scratch is not None or not config.frozen:
+        methods = {}  # other weights: what was taught before may be lost
+    if config.adaptive:
+        methods["sdsat"] = {
+            "adaptive_ids": list(run.adaptive_ids),
+            "block_length": config.block_length,
+            "mode": "frozen" if config.frozen else "joint",
+            "block_targets": config.block_targets,
+        }
+    if config.noise and config.clean_share < 1.0:
+        methods["tr-jacobi"] = {
+            "mode": config.mode,
+            "noise_length": config.noise_length,
+            "noise_source": config.noise_source,
+            "block_targets": config.block_targets,
+        }
+    return methods
 
 
 def _portable(config: TrainConfig) -> dict[str, Any]:

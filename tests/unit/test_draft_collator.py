@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
 
-from draftless.training.noise_collator import Batch, NoiseCollator, NoiseEpochs
-from draftless.training.noise_runs import NoisePlanner, NoiseRun, NoiseSettings
+from draftless.training.block_places import TokenRun
+from draftless.training.draft_collator import Batch, CollatorEpochs, DraftCollator
+from draftless.training.noise_runs import NoisePlanner, NoiseSettings
 from draftless.training.packing import PaddingCollator, pack_documents
 
 PAD = 2
@@ -19,11 +20,11 @@ SPECIAL = frozenset({0, 1, PAD})
 class FixedPlanner(NoisePlanner):
     """Plans what the test says: runs by the first id of the document."""
 
-    def __init__(self, mode: Any, runs: dict[int, list[NoiseRun]]) -> None:
+    def __init__(self, mode: Any, runs: dict[int, list[TokenRun]]) -> None:
         super().__init__(NoiseSettings(mode=mode), SPECIAL)
         object.__setattr__(self, "runs", runs)
 
-    def plan(self, ids: Any, labels: Any, epoch: int) -> list[NoiseRun]:  # noqa: ARG002
+    def plan(self, ids: Any, labels: Any, epoch: int) -> list[TokenRun]:  # noqa: ARG002
         return self.runs.get(ids[0], [])  # type: ignore[attr-defined]
 
 
@@ -32,12 +33,12 @@ def feature(first: int, num_prompt: int, num_response: int) -> dict[str, list[in
     return {"input_ids": ids, "labels": [-100] * num_prompt + ids[num_prompt:]}
 
 
-def collator(planner: NoisePlanner) -> NoiseCollator:
-    return NoiseCollator(PaddingCollator(PAD), planner, PAD)
+def collator(planner: NoisePlanner) -> DraftCollator:
+    return DraftCollator(PaddingCollator(PAD), planner, PAD)
 
 
 def test_inline_overwrites_inputs_and_nothing_else() -> None:
-    planner = FixedPlanner("inline", {10: [NoiseRun(3, (11, 10))]})
+    planner = FixedPlanner("inline", {10: [TokenRun(3, (11, 10))]})
     batch = collator(planner)([feature(10, 2, 5), feature(20, 1, 2)])
     assert batch["input_ids"].tolist() == [
         [10, 11, 12, 11, 10, 15, 16],
@@ -51,7 +52,7 @@ def test_inline_overwrites_inputs_and_nothing_else() -> None:
 
 
 def test_branch_exact_tensors() -> None:
-    planner = FixedPlanner("branch", {10: [NoiseRun(2, (11, 10)), NoiseRun(4, (12,))]})
+    planner = FixedPlanner("branch", {10: [TokenRun(2, (11, 10)), TokenRun(4, (12,))]})
     batch = collator(planner)([feature(10, 2, 4), feature(20, 1, 2)])
     assert batch["input_ids"].tolist() == [
         [10, 11, 12, 13, 14, 15, 11, 10, 12, PAD],
@@ -82,7 +83,7 @@ def test_branch_exact_tensors() -> None:
 
 
 def test_packed_documents_do_not_see_each_other_and_keep_their_noise() -> None:
-    runs = {10: [NoiseRun(2, (11,))], 20: [NoiseRun(1, (20, 20))]}
+    runs = {10: [TokenRun(2, (11,))], 20: [TokenRun(1, (20, 20))]}
     features = pack_documents([feature(10, 2, 3), feature(20, 1, 3)], row_len=9)
     inline = collator(FixedPlanner("inline", runs))(features)
     assert inline["input_ids"].tolist() == [[10, 11, 11, 13, 14, 20, 20, 20, 23]]
@@ -171,7 +172,7 @@ def test_noise_does_not_depend_on_the_batch(mode: Any) -> None:
 
 
 def test_left_padding_and_rows_without_a_mask() -> None:
-    planner = FixedPlanner("inline", {10: [NoiseRun(2, (10,))]})
+    planner = FixedPlanner("inline", {10: [TokenRun(2, (10,))]})
     ids, labels = torch.tensor([[PAD, PAD, 10, 11, 12, 13]]), torch.tensor([[-100] * 4 + [12, 13]])
 
     def left_padded(_: Any) -> Batch:
@@ -180,10 +181,10 @@ def test_left_padding_and_rows_without_a_mask() -> None:
     def without_mask(_: Any) -> Batch:
         return {"input_ids": ids[:, 2:], "labels": labels[:, 2:]}
 
-    noised = NoiseCollator(left_padded, planner, PAD)([])
+    noised = DraftCollator(left_padded, planner, PAD)([])
     assert noised["input_ids"].tolist() == [[PAD, PAD, 10, 11, 10, 13]]
     assert ids[0, 4] == 12  # the inner batch is not changed in place
-    noised = NoiseCollator(without_mask, planner, PAD)([])
+    noised = DraftCollator(without_mask, planner, PAD)([])
     assert noised["input_ids"].tolist() == [[10, 11, 10, 13]]
 
 
@@ -197,7 +198,7 @@ def test_plain_fine_tuning_is_the_inner_collator() -> None:
 
 def test_the_callback_counts_epochs_also_after_a_resume() -> None:
     noisy = collator(NoisePlanner(NoiseSettings(), SPECIAL))
-    callback = NoiseEpochs(noisy)
+    callback = CollatorEpochs(noisy)
     for epoch, expected in ((0, 0), (None, 0), (0.9999999999, 1), (1.0, 1), (1.37, 1), (3.0, 3)):
         state = TrainerState()
         state.epoch = epoch
@@ -217,12 +218,12 @@ def test_packing_fills_rows_and_never_cuts_a_document() -> None:
 
 
 def test_a_clean_twin_stands_at_the_same_position_and_has_the_same_target() -> None:
-    noise = NoiseCollator(
+    noise = DraftCollator(
         PaddingCollator(PAD), NoisePlanner(NoiseSettings(mode="branch", spacing=3), SPECIAL), PAD
     )
     noise.adds_places = True
     batch = noise([feature(10, 2, 30), feature(50, 4, 9)])
-    twins, is_noise = batch["clean_twins"], batch["noise_depths"] > 0
+    twins, is_noise = batch["clean_twins"], batch["block_depths"] > 0
     assert is_noise.sum() > 20 and torch.equal(twins >= 0, is_noise)
     for name in ("position_ids", "shift_labels"):
         of_twins = batch[name].gather(1, twins.clamp(min=0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from draftless.training.trainer import own_losses
+from draftless.training.losses import own_losses
 
 
 def test_own_losses_compare_with_the_clean_twin_and_teach_the_noise_alone() -> None:

@@ -1,0 +1,73 @@
+"""Adaptive tokens of a model: new rows of its embedding, or ids that its tokenizer never uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from draftless.errors import ConfigError
+
+
+def add_adaptive_tokens(model: PreTrainedModel, count: int) -> tuple[int, ...]:
+    """Grow the vocabulary by `count` ids that start at the mean of all others; returns the ids.
+
+    The tokenizer is not told, so that no text can ever hold one. An untied head grows, too: its new
+    rows only keep both sizes equal.
+    """
+    first = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(first + count, mean_resizing=False)
+    ids = tuple(range(first, first + count))
+    start_at_mean(model, ids)
+    return ids
+
+
+def start_at_mean(model: PreTrainedModel, adaptive_ids: Sequence[int]) -> None:
+    """Set the rows of `adaptive_ids` to the mean of the other rows, in embedding and head."""
+    tables = {
+        id(table.weight): table.weight  # a tied head is the same tensor
+        for table in (model.get_input_embeddings(), model.get_output_embeddings())
+        if table is not None
+    }
+    with torch.no_grad():
+        for weight in tables.values():
+            others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+            others[list(adaptive_ids)] = False
+            weight[list(adaptive_ids)] = weight[others].float().mean(0).to(weight.dtype)
+
+
+def unassigned_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+    """Ids with a row in the embedding that stand for no token of the tokenizer."""
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    assigned = set(tokenizer.get_vocab().values())
+    return [i for i in range(num_rows) if i not in assigned]
+
+
+def take_unassigned(
+    model: PreTrainedModel, tokenizer: Any, adaptive_ids: Sequence[int]
+) -> tuple[int, ...]:
+    """Check that `adaptive_ids` are free and start them at the mean.
+
+    Raises:
+        ConfigError: the tokenizer uses one of them, or the embedding has no row for it.
+    """
+    free = unassigned_ids(model, tokenizer)
+    for token_id in adaptive_ids:
+        if token_id not in free:
+            some = f"free are {', '.join(map(str, free[:8]))}" if free else "none is free"
+            raise ConfigError(
+                f"id {token_id} cannot be an adaptive token: the tokenizer uses it or the "
+                f"embedding has no row for it; {some}; leave --adaptive-ids out to add new ones"
+            )
+    start_at_mean(model, adaptive_ids)
+    return tuple(adaptive_ids)
+
+
+def suppress_in_generation(model: PreTrainedModel, adaptive_ids: Sequence[int]) -> None:
+    """Let `transformers`' own `generate`, too, never say an adaptive token."""
+    generation = model.generation_config
+    assert generation is not None
+    suppressed = set(generation.suppress_tokens or ())
+    generation.suppress_tokens = sorted(suppressed | set(adaptive_ids))
