@@ -35,7 +35,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(VENV)/.dev ## make .venv with everything that development needs
 
-demo: $(VENV)/.core ## generate real text: plain, prompt lookup and TR-Jacobi side by side
+demo: $(VENV)/.core ## generate real text with plain decoding and with every drafter
 	@$(BIN)/draftless demo
 
 test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores
@@ -74,8 +74,8 @@ BENCH_RUN := bench-runs/embedded
 RESULTS := benchmarks/results/embedded
 
 bench: $(VENV)/.dev ## measure the embedded model and refresh results and tables (LIMIT=108 takes all questions)
-	$(BIN)/draftless bench run --name msn --suite tiny --limit $(LIMIT) --threads $(THREADS) \
-		--temperature 0,1 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
+	$(BIN)/draftless bench run --name embedded --suite tiny --limit $(LIMIT) --threads $(THREADS) \
+		--temperature 0,1 --drafter-option sdsat.steps=2 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
 	rm -rf $(RESULTS) && mv $(BENCH_RUN) $(RESULTS)
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/draftless bench report $(RESULTS) --output bench-runs/report

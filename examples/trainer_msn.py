@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 from draftless.manifest import Manifest, write_manifest
 from draftless.prompts import PromptFormat
 from draftless.training.data import encode_records, read_records
-from draftless.training.draft_collator import DraftCollator, CollatorEpochs
+from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 from draftless.training.noise_runs import NoiseSettings
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from draftless.manifest import Manifest, write_manifest
-from draftless.training.draft_collator import DraftCollator, CollatorEpochs
+from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 from draftless.training.noise_runs import NoiseSettings
 
 

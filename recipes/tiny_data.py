@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,10 @@ def read_documents(
 
 
 def document_stream(
-    documents: dict[str, list[Document]], seed: int, prompt_weight: float
+    documents: dict[str, list[Document]],
+    seed: int,
+    prompt_weight: float,
+    weights: Mapping[str, float] = WEIGHTS,
 ) -> Iterator[tuple[Document, int]]:
     """Endless documents and their epoch, the domains kept to their share of tokens.
 
@@ -82,6 +85,7 @@ def document_stream(
         documents: of every domain; shuffled anew in every epoch of the domain.
         seed: of the order.
         prompt_weight: how much of a token a prompt token counts in its domain's share.
+        weights: share of every domain.
     """
     generator = np.random.default_rng(seed)
     queues: dict[str, list[int]] = {domain: [] for domain in documents}
@@ -95,5 +99,5 @@ def document_stream(
         ids, labels = documents[domain][queues[domain].pop()]
         num_targets = sum(label != IGNORED_LABEL for label in labels)
         weight = num_targets + prompt_weight * (len(ids) - num_targets)
-        emitted[domain] += weight / WEIGHTS.get(domain, 1.0)
+        emitted[domain] += weight / weights[domain]
         yield (ids, labels), epochs[domain]

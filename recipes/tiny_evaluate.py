@@ -1,4 +1,4 @@
-"""Clean loss and denoising accuracy per depth on the validation documents of every domain."""
+"""Clean loss and accuracy of noise and adaptive tokens on the validation documents of every domain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 from tiny_data import read_documents
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftless.manifest import read_manifest
 from draftless.provenance import collect_provenance
+from draftless.training.adaptive import AdaptiveSettings
 from draftless.training.draft_collator import DraftCollator
 from draftless.training.evaluate import evaluate_model
 from draftless.training.noise_runs import NoiseSettings
@@ -31,7 +33,14 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
-    collator = DraftCollator.from_tokenizer(tokenizer, NoiseSettings(mode="branch"))
+    manifest = read_manifest(args.model)
+    method = manifest.methods.get("sdsat", {}) if manifest else {}
+    adaptive_ids = tuple(method.get("adaptive_ids", ()))
+    collator = DraftCollator.from_tokenizer(
+        tokenizer,
+        NoiseSettings(mode="branch"),
+        adaptive=AdaptiveSettings(adaptive_ids) if adaptive_ids else None,
+    )
     collator.adds_places = True
     results = {}
     for domain, documents in read_documents(args.data, "valid", args.model, args.cache).items():
@@ -41,7 +50,7 @@ def main() -> None:
             if len(ids) <= MAX_LEN
         ]
         batches = (collator(features[i : i + BATCH]) for i in range(0, len(features), BATCH))
-        results[domain] = evaluate_model(model, batches)
+        results[domain] = evaluate_model(model, batches, adaptive_ids)
     names = next(iter(results.values()))
     results["mean"] = {
         name: sum(row.get(name, 0.0) for row in results.values()) / len(results) for name in names

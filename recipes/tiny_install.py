@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from draftless.manifest import Manifest, write_manifest
-from draftless.prompts import PromptFormat
+from tiny_manifest import BLOCK_LENGTH, write_tiny_manifest
+
 from draftless.provenance import collect_provenance
 
 ROOT = Path(__file__).parents[1]
@@ -18,19 +18,24 @@ BASE = ROOT / "recipes/weights"
 RESULTS = ROOT / "benchmarks/results"
 
 
+MODELS = ("base", "control", "msn", "control-2", "joint", "embedded")
+
+
 def table(reports: dict[str, dict[str, Any]]) -> str:
-    """Clean loss per domain of all models, then denoising accuracy per depth."""
-    names = list(reports)
+    """Clean loss per domain of all models, then accuracy of noise and adaptive tokens per depth."""
     domains = list(next(iter(reports.values()))["valid"])
-    lines = [f"| domain | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    head = [f"| {' | '.join(reports)} |", "|---" * (len(reports) + 1) + "|"]
+    lines = [f"| domain {head[0]}", head[1]]
     for domain in domains:
-        cells = [f"{reports[name]['valid'][domain]['clean_loss']:.3f}" for name in names]
+        cells = [f"{report['valid'][domain]['clean_loss']:.3f}" for report in reports.values()]
         lines.append(f"| {domain} | {' | '.join(cells)} |")
-    lines += ["", f"| noise token | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for depth in range(1, 6):
-        key = f"denoising_accuracy_{depth}"
-        cells = [f"{reports[name]['valid']['mean'][key]:.3f}" for name in names]
-        lines.append(f"| {depth} | {' | '.join(cells)} |")
+    for title, kind in (("noise token", "denoising"), ("adaptive token", "adaptive")):
+        lines += ["", f"| {title} {head[0]}", head[1]]
+        for depth in range(1, BLOCK_LENGTH + 1):
+            means = [report["valid"]["mean"] for report in reports.values()]
+            values = [mean.get(f"{kind}_accuracy_{depth}") for mean in means]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            lines.append(f"| {depth} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -45,36 +50,23 @@ def main() -> None:
     args = parser.parse_args()
     reports = {
         name: json.loads((args.work / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("base", "control", "msn", "embedded")
+        for name in MODELS
     }
     provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
-    noise = {
-        "mode": "branch",
-        "noise_length": 5,
-        "noise_source": "prefix",
-        "noise_targets": "model",
-    }
-    methods = {"tr-jacobi": noise}
-    manifest = Manifest(methods, "tr-jacobi", PromptFormat(), provenance)
-    for name in ("msn", "embedded"):
-        write_manifest(args.work / name / "model", manifest)
-    write_manifest(
-        args.work / "control/model", Manifest({}, "prompt-lookup", PromptFormat(), provenance)
-    )
-    write_manifest(
-        args.work / "base/model", Manifest({}, "prompt-lookup", PromptFormat(), provenance)
-    )
+    write_tiny_manifest(args.work / "base/model", "plain")
     shutil.copytree(args.work / "embedded/model", PACKAGE_MODEL, dirs_exist_ok=True)
     shutil.copytree(args.work / "base/model", BASE, dirs_exist_ok=True)
 
     card = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
-    steps = {name: last_row(args.work / name / "log.jsonl") for name in ("msn", "control")}
+    steps = {name: last_row(args.work / name / "log.jsonl") for name in MODELS[1:-1]}
     filled = card.format(
         table=table(reports),
         commit=provenance["commit"],
         date=provenance["date"],
-        num_steps=steps["msn"]["step"] + 1,
-        num_tokens=f"{steps['msn']['tokens']:,}",
+        num_msn_steps=steps["msn"]["step"] + 1,
+        num_msn_tokens=f"{steps['msn']['tokens']:,}",
+        num_joint_steps=steps["joint"]["step"] + 1,
+        num_joint_tokens=f"{steps['joint']['tokens']:,}",
     )
     (PACKAGE_MODEL / "MODEL_CARD.md").write_text(filled, encoding="utf-8")
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 from tiny_base import MasterOptimizer, newest_state, save_state
-from tiny_data import Document, document_stream, read_documents
+from tiny_data import DOMAINS, Document, document_stream, read_documents
+from tiny_manifest import BLOCK_LENGTH, write_tiny_manifest
 from tiny_model import compile_for_training, distribution_losses, label_losses
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +33,7 @@ from transformers import (
 
 from draftless.prompts import IGNORED_LABEL, PromptFormat
 from draftless.training.adaptive import AdaptivePlanner, AdaptiveSettings
-from draftless.training.adaptive_tokens import add_adaptive_tokens
+from draftless.training.adaptive_tokens import add_adaptive_tokens, suppress_in_generation
 from draftless.training.block_places import TokenRun
 from draftless.training.branches import BranchRow, branch_mask, clean_twins
 from draftless.training.data import encode_records, read_records
@@ -44,6 +45,8 @@ ROWS_PER_MICRO_BATCH = {512: 4, 1024: 2, 2048: 1}
 MAX_LEN = 1400  # leaves room for blocks
 # Prompts cost time but teach little.
 PROMPT_WEIGHT = 0.25
+# Code is SDSAT's field, and both answer in few tokens.
+OWN_WEIGHTS = {**dict.fromkeys(DOMAINS, 1.0), "code": 2.0, "sql": 2.0}
 # Numbers of own documents within a row begin here, so that a row tells them from the others.
 OWN = 10_000
 
@@ -152,7 +155,10 @@ class Losses:
 
 
 def micro_batch_losses(
-    model: LlamaForCausalLM, rows: list[BranchRow], noise_targets: str, adaptive_id: int | None
+    model: LlamaForCausalLM,
+    rows: list[BranchRow],
+    noise_targets: str,
+    adaptive_ids: tuple[int, ...],
 ) -> Losses:
     """Losses of a micro-batch; a block's targets are labels, or the model's own clean prediction.
 
@@ -177,18 +183,17 @@ def micro_batch_losses(
     clean = ((targets != IGNORED_LABEL) & ~in_block).nonzero().flatten()
     block = ((targets != IGNORED_LABEL) & in_block).nonzero().flatten()
     # The model never says an adaptive token, so it does not learn not to say it either.
-    barred = [adaptive_id] if adaptive_id is not None else []
-    clean_logits = without_ids(hidden[filled(clean)] @ head.t(), barred)
+    clean_logits = without_ids(hidden[filled(clean)] @ head.t(), adaptive_ids)
     counted = targets[clean].masked_fill(is_own[clean], IGNORED_LABEL)
     losses = Losses(clean=label_losses(clean_logits, filled(counted, IGNORED_LABEL)))
     if not len(block):
         return losses
-    block_logits = without_ids(hidden[filled(block)] @ head.t(), barred)
+    block_logits = without_ids(hidden[filled(block)] @ head.t(), adaptive_ids)
     row_starts = torch.arange(0, len(in_block), len(rows[0]))[:, None]
     twins = torch.searchsorted(clean, (clean_twins(rows) + row_starts).flatten()[block])
     own = clean_logits.detach()[twins]  # [M, V]: what the clean token at each place says
     losses.is_hit = block_logits.detach()[: len(block)].argmax(-1) == own.argmax(-1)
-    losses.is_adaptive = torch.isin(input_ids.flatten()[block], torch.tensor(barred))
+    losses.is_adaptive = torch.isin(input_ids.flatten()[block], torch.tensor(adaptive_ids))
     if noise_targets == "model":
         # Rows that only fill up have a uniform teacher and are cut off.
         own = torch.nn.functional.pad(own, (0, 0, 0, len(block_logits) - len(block)))
@@ -213,7 +218,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--clean-tokens", type=int, default=5000, help="per step")
-    parser.add_argument("--length", type=int, default=5)
+    parser.add_argument("--length", type=int, default=BLOCK_LENGTH)
     parser.add_argument("--spacing", type=int, default=6)
     parser.add_argument(
         "--noise-weights", nargs="+", default=["0:1.0"],
@@ -221,7 +226,7 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--adaptive-weights", nargs="+", default=["0:1.0"], help="likewise")
     parser.add_argument("--adaptive-spacing", type=int, default=5)
-    parser.add_argument("--own", type=Path, help="folder with train.jsonl, written by the model")
+    parser.add_argument("--own", type=Path, help="JSONL that the model wrote itself")
     parser.add_argument("--own-tokens", type=int, default=1500, help="per step")
     parser.add_argument("--own-spacing", type=int, default=3, help="of adaptive blocks")
     parser.add_argument("--noise-targets", choices=("labels", "model"), default="labels")
@@ -240,7 +245,7 @@ def weight_at(step: int, schedule: list[str]) -> float:
 
 
 def make_planners(
-    args: argparse.Namespace, special_ids: list[int], adaptive_id: int | None
+    args: argparse.Namespace, special_ids: list[int], adaptive_ids: tuple[int, ...]
 ) -> Planners:
     settings = NoiseSettings(
         mode="inline" if args.mode == "inline" else "branch",
@@ -249,20 +254,36 @@ def make_planners(
         clean_share=1.0 if args.mode == "plain" else 0.0,
     )
     noise = NoisePlanner(settings, frozenset(special_ids))
-    if adaptive_id is None:
+    if not adaptive_ids:
         return Planners(noise, None, None)
     adaptive, own = (
-        AdaptivePlanner(AdaptiveSettings((adaptive_id,), args.length, spacing))
+        AdaptivePlanner(AdaptiveSettings(adaptive_ids, args.length, spacing))
         for spacing in (args.adaptive_spacing, args.own_spacing)
     )
     return Planners(noise, adaptive, own)
 
 
-def read_own(folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Document]]:
-    """Documents that the model wrote, as one domain."""
-    records = read_records(folder)
-    documents = encode_records(records, tokenizer, PromptFormat(), MAX_LEN)
-    return {"own": [(one["input_ids"], one["labels"]) for one in documents]}
+def save_model(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    mode: str,
+    adaptive_ids: tuple[int, ...],
+) -> None:
+    if adaptive_ids:
+        suppress_in_generation(model, adaptive_ids)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_tiny_manifest(folder, mode, adaptive_ids)
+
+
+def read_own(file: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[Document]]:
+    """Documents that the model wrote, by domain."""
+    documents: dict[str, list[Document]] = defaultdict(list)
+    for record in read_records(file):
+        (one,) = encode_records([record], tokenizer, PromptFormat(), MAX_LEN)
+        documents[record["domain"]].append((one["input_ids"], one["labels"]))
+    return documents
 
 
 def main() -> None:
@@ -273,8 +294,8 @@ def main() -> None:
     documents = read_documents(args.data, "train", args.base, args.output.parent)
 
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.bfloat16).train()
-    adaptive_id = add_adaptive_tokens(model, 1)[0] if args.mode == "joint" else None
-    planners = make_planners(args, tokenizer.all_special_ids, adaptive_id)
+    adaptive_ids = add_adaptive_tokens(model, 1) if args.mode == "joint" else ()
+    planners = make_planners(args, tokenizer.all_special_ids, adaptive_ids)
     masters = MasterOptimizer(model, args, rank=0, world=1)
     first = newest_state(args.output, world=1) or 0
     if first:
@@ -287,7 +308,8 @@ def main() -> None:
     own_steps: Iterator[list[tuple[Document, int]]] = repeat([])
     if args.own:
         own = read_own(args.own, tokenizer)
-        own_steps = step_stream(document_stream(own, 1, PROMPT_WEIGHT), args.own_tokens)
+        stream = document_stream(own, 1, PROMPT_WEIGHT, OWN_WEIGHTS)
+        own_steps = step_stream(stream, args.own_tokens)
     # The steps that an earlier run has done are drawn again, so the order goes on unbroken.
     clean_tokens = sum(count_tokens(next(steps)) for _ in range(first))
     for _ in range(first):
@@ -298,27 +320,13 @@ def main() -> None:
         items = next(steps)
         clean_tokens += count_tokens(items)
         micro_batches = pack(items, next(own_steps), planners, tokenizer.pad_token_id)
-        num_clean = sum(
-            t != IGNORED_LABEL and b < 0 and d < OWN
-            for rows in micro_batches
-            for row in rows
-            for t, b, d in zip(row.targets, row.blocks, row.documents, strict=True)
-        )
         weights = (weight_at(step, args.noise_weights), weight_at(step, args.adaptive_weights))
-        sums: dict[str, float] = defaultdict(float)
-        for rows in micro_batches:
-            losses = micro_batch_losses(model, rows, args.noise_targets, adaptive_id)
-            total = losses.clean.sum()
-            sums["clean"] += total.item()
-            if losses.blocks is not None:
-                total = total + add_blocks(sums, losses, weights)
-            total.backward()
+        num_clean, sums = backward(model, micro_batches, weights, args.noise_targets, adaptive_ids)
         scale = min(1.0, (step + 1) / 30) * (args.steps - step) / args.steps
         norm = masters.step(num_clean, scale)
         if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
             save_state(masters, args.output, step + 1, rank=0)
-            model.save_pretrained(args.output / "model")
-            tokenizer.save_pretrained(args.output / "model")
+            save_model(model, tokenizer, args.output / "model", args.mode, adaptive_ids)
         row = {"step": step, "clean": sums["clean"] / num_clean, "norm": norm,
                "tokens": clean_tokens, "targets": num_clean}  # fmt: skip
         for kind in ("noise", "adaptive"):
@@ -327,6 +335,31 @@ def main() -> None:
                         f"num_{kind}": count}  # fmt: skip
         row["time_s"] = round(time.perf_counter() - begun, 1)
         print(json.dumps(row), file=log, flush=True)
+
+
+def backward(
+    model: LlamaForCausalLM,
+    micro_batches: list[list[BranchRow]],
+    weights: tuple[float, float],
+    noise_targets: str,
+    adaptive_ids: tuple[int, ...],
+) -> tuple[int, dict[str, float]]:
+    """Add up the gradients of a step; the number of clean targets, and sums for the log."""
+    num_clean = sum(
+        t != IGNORED_LABEL and b < 0 and d < OWN
+        for rows in micro_batches
+        for row in rows
+        for t, b, d in zip(row.targets, row.blocks, row.documents, strict=True)
+    )
+    sums: dict[str, float] = defaultdict(float)
+    for rows in micro_batches:
+        losses = micro_batch_losses(model, rows, noise_targets, adaptive_ids)
+        total = losses.clean.sum()
+        sums["clean"] += total.item()
+        if losses.blocks is not None:
+            total = total + add_blocks(sums, losses, weights)
+        total.backward()
+    return num_clean, sums
 
 
 def add_blocks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 from draftless.errors import ConfigError
@@ -52,7 +53,7 @@ def _layout(parents: tuple[int, ...]) -> TreeLayout:
     num_nodes = len(parents)
     depths = [0] * num_nodes
     children: list[list[int]] = [[] for _ in range(num_nodes)]
-    mask = torch.eye(num_nodes, dtype=torch.bool)
+    mask = np.eye(num_nodes, dtype=np.bool_)  # row by row, several times faster than in torch
     for node in range(1, num_nodes):
         parent = parents[node]
         if not 0 <= parent < node:
@@ -66,7 +67,7 @@ def _layout(parents: tuple[int, ...]) -> TreeLayout:
         parents=parents,
         depths=tuple(depths),
         children=tuple(tuple(c) for c in children),
-        mask=mask,
+        mask=torch.from_numpy(mask),
         depth_tensor=torch.tensor(depths, dtype=torch.int64),
     )
 

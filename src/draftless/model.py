@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from draftless.drafters.registry import default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS, NEED_TRAINING, default_options, make_drafter
 from draftless.engine.generation_config import params_from_generation_config
 from draftless.engine.loop import Request, decode, make_request
 from draftless.engine.target import Attention, TargetModel
@@ -53,7 +53,7 @@ class Draftless:
         self.manifest = manifest
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
         cls,
         path_or_model: str | Path | PreTrainedModel | None = None,
         *,
@@ -63,6 +63,7 @@ class Draftless:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         attention: Attention = "draftless",
+        input_only_ids: Sequence[int] = (),
     ) -> Draftless:
         """Load a model.
 
@@ -76,6 +77,8 @@ class Draftless:
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
+            input_only_ids: ids that are never emitted, in addition to the adaptive tokens that the
+                checkpoint's `draftless.json` names; for a loaded model, which comes without one.
 
         Raises:
             ArtifactError: the checkpoint cannot be read.
@@ -86,17 +89,27 @@ class Draftless:
         if isinstance(path_or_model, PreTrainedModel):
             if dtype is not None or device is not None:
                 raise ConfigError("dtype and device are those of the loaded model; leave them out")
-            target = TargetModel(path_or_model, attention)
+            target = TargetModel(path_or_model, attention, input_only_ids=input_only_ids)
         else:
             path = embedded_model_path() if path_or_model is None else path_or_model
             manifest = read_manifest(path) if Path(path).is_dir() else None
             target = TargetModel.from_pretrained(
-                path, attention=attention, dtype=dtype, device=device
+                path,
+                attention=attention,
+                dtype=dtype,
+                device=device,
+                input_only_ids=(*_adaptive_ids(manifest), *input_only_ids),
             )
             tokenizer = tokenizer or _load_tokenizer(path)
         model = cls(target, tokenizer, make_drafter("none"), manifest)
         chosen = drafter or (manifest.default_drafter if manifest else None) or "prompt-lookup"
         return model.with_drafter(chosen, drafter_options)
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Names of the drafters that can be used: some need a checkpoint trained for them."""
+        trained = self.manifest.methods if self.manifest else {}
+        return tuple(name for name in DRAFTERS if name not in NEED_TRAINING or name in trained)
 
     def with_drafter(
         self, drafter: str | Drafter, options: Mapping[str, Any] | None = None
@@ -105,9 +118,8 @@ class Draftless:
         if isinstance(drafter, str):
             from_checkpoint = self.manifest.methods.get(drafter, {}) if self.manifest else {}
             defaults = default_options(drafter, self.target.device.type, self.target.vocab_size)
-            drafter = make_drafter(
-                drafter, {**defaults, **_decoding_options(from_checkpoint), **(options or {})}
-            )
+            trained = _decoding_options(drafter, from_checkpoint)
+            drafter = make_drafter(drafter, {**defaults, **trained, **(options or {})})
         elif options:
             raise ConfigError("drafter_options go with a drafter's name, not with an object")
         return Draftless(self.target, self.tokenizer, drafter, self.manifest)
@@ -181,6 +193,7 @@ class Draftless:
                 num_accepted_tokens=record.verdict.num_accepted_tokens,
                 sources=record.sources,
                 num_draft_tokens=record.tree.num_draft_tokens,
+                num_nodes=record.tree.num_nodes,
                 output=_output(request, reason) if reason else None,
             )
 
@@ -280,9 +293,29 @@ def _output(request: Request, reason: Any) -> Output:
     )
 
 
-def _decoding_options(method: Mapping[str, Any]) -> dict[str, Any]:
+_FROM_MANIFEST = {
+    "tr-jacobi": {"noise_source": "noise_source"},
+    "sdsat": {"adaptive_ids": "adaptive_ids", "block_length": "k"},
+}
+"""Per method, what its entry in `draftless.json` says that is an option of its drafter."""
+
+
+def _decoding_options(drafter: str, method: Mapping[str, Any]) -> dict[str, Any]:
     """Those parameters of a trained method that its drafter takes."""
-    return {"noise_source": method["noise_source"]} if "noise_source" in method else {}
+    options = _FROM_MANIFEST.get(drafter, {})
+    return {option: method[name] for name, option in options.items() if name in method}
+
+
+def _adaptive_ids(manifest: Manifest | None) -> tuple[int, ...]:
+    """The ids of a checkpoint that are input only.
+
+    Raises:
+        ArtifactError: its `draftless.json` names something else than ids.
+    """
+    ids = manifest.methods.get("sdsat", {}).get("adaptive_ids", ()) if manifest else ()
+    if not isinstance(ids, list | tuple) or not all(type(one) is int for one in ids):
+        raise ArtifactError(f"adaptive_ids of sdsat in draftless.json is no list of ids: {ids!r}")
+    return tuple(ids)
 
 
 def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

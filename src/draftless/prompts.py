@@ -77,7 +77,8 @@ class PromptFormat:
 
         Args:
             tokenizer: of `transformers`.
-            record: with `prompt` and `response`, or with chat `messages`.
+            record: with `prompt` and `response`, or with chat `messages`. With `finish_reason:
+                length` its last response was cut off: no end follows it.
 
         Returns:
             Ids and labels of equal length; a label is its own id (models shift by one) or -100.
@@ -86,17 +87,18 @@ class PromptFormat:
             InputError: as `encode_prompt`, or a record that has neither form.
         """
         messages = record.get("messages")
+        is_cut = record.get("finish_reason") == "length"
         if self.kind == "chat":
             if messages is None:
                 prompt, response = _pair(record)
                 messages = [_user(prompt), {"role": "assistant", "content": response}]
-            return _encode_chat(tokenizer, messages)
+            return _encode_chat(tokenizer, messages, is_cut=is_cut)
         if messages is not None:
             raise InputError("chat messages need the prompt format 'chat' (option --format chat)")
         prompt, response = _pair(record)
         prompt_ids = self.encode_prompt(tokenizer, prompt)
         response_ids = _encode(tokenizer, response)
-        if self.eos:
+        if self.eos and not is_cut:
             response_ids.append(_special_id(tokenizer, "eos"))
         return prompt_ids + response_ids, [IGNORED_LABEL] * len(prompt_ids) + response_ids
 
@@ -141,27 +143,39 @@ def _special_id(tokenizer: Any, name: str) -> int:
     return int(token_id)
 
 
-def _apply_template(tokenizer: Any, messages: Sequence[Message], *, is_complete: bool) -> list[int]:
+def _apply_template(
+    tokenizer: Any, messages: Sequence[Message], *, is_complete: bool, is_cut: bool = False
+) -> list[int]:
+    """Ids of messages; without `is_complete` a response is asked for, with `is_cut` the last goes on."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("the prompt format is 'chat', but the tokenizer has no chat template")
     try:
         ids = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, add_generation_prompt=not is_complete, return_dict=False
+            list(messages),
+            tokenize=True,
+            add_generation_prompt=not is_complete,
+            continue_final_message=is_cut,
+            return_dict=False,
         )
     except Exception as error:
         raise InputError(f"the chat template refuses these messages: {error}") from error
     return list(ids)
 
 
-def _encode_chat(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
-    """Ids of a whole chat, with labels on what the assistant says."""
-    ids = _apply_template(tokenizer, messages, is_complete=True)
+def _encode_chat(
+    tokenizer: Any, messages: Sequence[Message], *, is_cut: bool
+) -> tuple[list[int], list[int]]:
+    """Ids of a whole chat, with labels on what the assistant says; `is_cut`: its end is missing."""
+    ids = _apply_template(tokenizer, messages, is_complete=True, is_cut=is_cut)
     labels = [IGNORED_LABEL] * len(ids)
     for index, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
+        is_last = index == len(messages) - 1
         before = _apply_template(tokenizer, messages[:index], is_complete=False)
-        after = _apply_template(tokenizer, messages[: index + 1], is_complete=True)
+        after = _apply_template(
+            tokenizer, messages[: index + 1], is_complete=True, is_cut=is_cut and is_last
+        )
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise InputError(
                 f"the chat template rewrites earlier turns, so the response in message {index} "

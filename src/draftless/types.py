@@ -268,6 +268,7 @@ class Chunk:
         num_accepted_tokens: how many of them, from the first on, were drafts.
         sources: what drafted each of them (`DraftTree.sources`); empty for the target's own.
         num_draft_tokens: nodes of this step's tree that could be accepted.
+        num_nodes: all its nodes: the root, drafts and probes.
         output: the complete result with the last chunk, None before.
     """
 
@@ -276,4 +277,5 @@ class Chunk:
     num_accepted_tokens: int
     sources: tuple[str, ...] = ()
     num_draft_tokens: int = 0
+    num_nodes: int = 0
     output: Output | None = None

@@ -18,7 +18,7 @@ from draftless.bench import rows as files
 from draftless.bench import runner
 from draftless.bench.methods import Sampling
 from draftless.bench.rows import read_rows, read_sessions
-from draftless.cli.bench import read_drafter_options, read_samplings
+from draftless.cli.bench_methods import read_samplings, read_variants
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
 from support.bench import plant_wrong_token, save_bench_model
@@ -55,11 +55,13 @@ def test_a_run_leaves_rows_a_session_and_a_table(
     short_run: list[str | Path], tmp_path: Path
 ) -> None:
     options = ["--drafter-option=tr-jacobi.budget=8", "--temperature=0,1", "--top-p=0.9"]
+    options += ["--drafter-option=sdsat.steps=2", "--sweep=sdsat.k=1..2"]
     result = invoke(*short_run, "--peers", "--name=mine", *options)
     assert result.exit_code == 0
     rows = read_rows(tmp_path / "run")
     methods = {row.case.method for row in rows}
     assert methods >= {*DRAFTERS, "tr-jacobi [budget=8]", "transformers"}
+    assert methods >= {"sdsat [steps=2, k=1]", "sdsat [steps=2, k=2]"}
     assert {row.case.sampling for row in rows} == {"greedy", "T=1 top-p=0.9"}
     assert {row.case.model for row in rows} == {"mine"}
     assert {row.category for row in rows} == {"mine"}
@@ -160,6 +162,12 @@ def test_ctrl_c_says_how_to_go_on(
         (["--temperature=hot"], "hot"),
         (["--top-p=0.9"], "temperature"),
         (["--drafter-option=budget=8"], "NAME.KEY=VALUE"),
+        (["--sweep=sdsat.k"], "NAME.KEY=VALUE, such as sdsat.k=1..13"),
+        (["--sweep=sdsat.k=13..1"], "no range"),
+        (["--sweep=sdsat.k=1..x"], "no range"),
+        (["--sweep=sdsat.k=1,2", "--drafter-option=sdsat.k=3"], "given twice"),
+        (["--sweep=sdsat.k=1,2", "--sweep=sdsat.k=3"], "given twice"),
+        (["--sweep=sdsat.colour=1,2"], "colour"),
         (["--threads=0"], "threads=0"),
         (["--limit=0"], "limit=0"),
     ],
@@ -179,10 +187,23 @@ def test_samplings_and_drafter_options_are_read() -> None:
         Sampling(1.0, top_p=0.9),
     )
     values = ["tr-jacobi.budget=8", "tr-jacobi.couple=false", "recycling.name=a=b"]
-    assert read_drafter_options(values) == {
-        "tr-jacobi": {"budget": 8, "couple": False},
-        "recycling": {"name": "a=b"},
-    }
+    assert read_variants(values, []) == (
+        ("tr-jacobi", {"budget": 8, "couple": False}),
+        ("recycling", {"name": "a=b"}),
+    )
+
+
+def test_a_sweep_is_one_variant_per_value() -> None:
+    found = read_variants(["sdsat.steps=2", "recycling.width=4"], ["sdsat.k=1..3,8,2"])
+    assert found == (
+        ("sdsat", {"steps": 2, "k": 1}),
+        ("sdsat", {"steps": 2, "k": 2}),
+        ("sdsat", {"steps": 2, "k": 3}),
+        ("sdsat", {"steps": 2, "k": 8}),
+        ("recycling", {"width": 4}),
+    )
+    product = read_variants([], ["a.x=0.5,true", "a.y=1,2"])
+    assert product == tuple(("a", {"x": x, "y": y}) for x in (0.5, True) for y in (1, 2))
 
 
 def test_the_suite_that_ships_needs_no_files(checkpoint: Path, tmp_path: Path) -> None:
@@ -197,8 +218,8 @@ def test_report_and_quality_hand_their_arguments_on(
     called: dict[str, Any] = {}
     report, quality = ModuleType("report"), ModuleType("quality")
 
-    def write_report(runs: list[Path], output: Path) -> Path:
-        called["report"] = (runs, output)
+    def write_report(runs: list[Path], output: Path, categories: list[str]) -> Path:
+        called["report"] = (runs, output, categories)
         return output / "index.html"
 
     def write_quality(model: Any, data: Path, output: Path, **more: Any) -> Path:
@@ -212,8 +233,10 @@ def test_report_and_quality_hand_their_arguments_on(
     quality.QualityOptions = lambda *values: values  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "draftless.bench.report", report)
     monkeypatch.setitem(sys.modules, "draftless.bench.quality", quality)
-    out = invoke("report", tmp_path / "a", tmp_path / "b", "--output", tmp_path / "r").stdout
-    assert called["report"] == ([tmp_path / "a", tmp_path / "b"], tmp_path / "r")
+    more = ["--output", tmp_path / "r", "--categories", "code,sql"]
+    out = invoke("report", tmp_path / "a", tmp_path / "b", *more).stdout
+    expected = ([tmp_path / "a", tmp_path / "b"], tmp_path / "r", ["code", "sql"])
+    assert called["report"] == expected
     assert "index.html" in out
     arguments = ["--before", checkpoint, "--data", tmp_path, "--output", tmp_path / "q.json"]
     out = invoke("quality", checkpoint, *arguments, "--limit=3", "--run-code").stdout

@@ -66,6 +66,12 @@ def test_counts_come_from_ids_for_everyone(temperature: float) -> None:
             assert turn.step_tokens == [1] * turn.num_tokens
             assert turn.step_drafted == [0] * turn.num_tokens
         if name in DRAFTERS:
+            assert len(turn.step_nodes) == turn.num_steps
+            nodes = [
+                nodes - 1 - d for nodes, d in zip(turn.step_nodes, turn.step_drafted, strict=True)
+            ]
+            # All but the root and the drafts are probes; they are no drafts.
+            assert any(nodes) == (name == "sdsat") and min(nodes) >= 0
             assert len(turn.sources) == turn.num_tokens
             assert set(turn.time_s) >= {"prefill", "propose", "forward", "verify"}
             assert "".join(turn.pieces) == (turn.text if any(turn.sources) else "")
@@ -80,6 +86,18 @@ def test_greedy_methods_write_what_generate_writes() -> None:
     drafting = [PEER_LOOKUP, PEER_EARLY_EXIT, "prompt-lookup", "tr-jacobi"]
     # A method that quietly fell back to plain decoding would pass the line above.
     assert all(sum(turns[name].step_drafted) for name in drafting)
+
+
+def test_no_method_emits_what_is_input_only() -> None:
+    """The loops of `transformers` must be told; ours masks the logits itself."""
+    ids = bench_model().encode(PROMPT)
+    plain = fresh_model(adaptive_ids=()).generate(ids, max_new_tokens=MAX).token_ids
+    model = fresh_model(adaptive_ids=(plain[3],))
+    expected = model.generate(ids, max_new_tokens=MAX).token_ids
+    assert plain[3] not in expected
+    assert expected[:3] == plain[:3]
+    for name, method in all_methods(model).items():
+        assert method(ids, 0).token_ids == expected, name
 
 
 def test_sampling_follows_the_seed() -> None:
@@ -100,7 +118,7 @@ def test_an_eos_ends_all_alike() -> None:
     ids = model.encode(PROMPT)
     plain = model.generate(ids, max_new_tokens=MAX).token_ids
     end = next(i for i in range(4, MAX) if plain[i] not in plain[:i])
-    model.target.model.generation_config.eos_token_id = [299, plain[end]]
+    model.target.model.generation_config.eos_token_id = [298, plain[end]]
     for name, method in all_methods(model).items():
         turn = method(ids, 0)
         assert turn.token_ids == plain[: end + 1], name

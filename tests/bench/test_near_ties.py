@@ -142,6 +142,21 @@ def test_the_judge_recomputes_the_shared_prefix_in_fp32(temperature: float) -> N
     assert {parameter.dtype for parameter in model.parameters()} == {BF16}
 
 
+def test_the_judge_never_sees_what_is_input_only() -> None:
+    """Its logit sets no unit and takes no share of the mass."""
+    model, plain = wide_model(BF16), [7, 8, 60]
+    exact = wide_model(BF16).to(torch.float32)
+    with torch.inference_mode():
+        values = exact(torch.tensor([[5, 7, 8]])).logits[0, -1].double()
+    values = values.clone()  # may be changed out here
+    largest = int(values.abs().argmax())
+    found = Judge(model, [largest]).margin([5], [7, 8, 90], plain, GREEDY)
+    values[largest] = 0.0
+    expected = float((values[90] - values[60]).abs()) / ulp(float(values.abs().max()), BF16)
+    assert found is not None and found.ulps == pytest.approx(expected, rel=1e-4)
+    assert Judge(model, [largest])._logits([5, 7, 8])[largest] == -torch.inf
+
+
 def test_equal_outputs_have_no_margin() -> None:
     assert Judge(wide_model(BF16)).margin([1], [2, 3], [2, 3], GREEDY) is None
 

@@ -26,7 +26,7 @@ from draftless.bench.quality import (
     write_quality,
 )
 from draftless.bench.quality.evaluate import weights_digest
-from draftless.bench.quality.loss import clean_loss
+from draftless.bench.quality.loss import clean_loss, token_losses
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.manifest import Manifest
 from draftless.prompts import PromptFormat
@@ -64,6 +64,20 @@ def test_rows_hold_answers_and_what_they_bring() -> None:
     assert count == len(response)
     assert set(report.rows[1].scores) == {"loop_share", "clean_loss", "sql_exact", "sql_executes"}
     assert set(report.rows[4].scores) == {"loop_share", "clean_loss", "gsm8k", "gsm8k_marked"}
+
+
+def test_the_loss_is_that_of_a_model_that_never_says_what_is_input_only() -> None:
+    ids = list(range(5, 25))
+    free, masked = fresh_model(adaptive_ids=()), fresh_model(adaptive_ids=(100, 299))
+    losses, _ = token_losses(masked.target, ids, 4)
+    with torch.inference_mode():
+        logits = free.target.model(torch.tensor([ids[:-1]])).logits[0, 3:]
+    kept = [i for i in range(300) if i not in (100, 299)]
+    expected = (
+        logits[:, kept].logsumexp(-1) - logits.gather(-1, torch.tensor(ids[4:])[:, None])[:, 0]
+    )
+    assert torch.allclose(losses, expected, atol=1e-4)
+    assert not torch.allclose(losses, token_losses(free.target, ids, 4)[0], atol=1e-4)
 
 
 def test_a_killed_evaluation_goes_on_without_repeating(tmp_path: Path) -> None:
@@ -257,7 +271,7 @@ def test_records_of_gsm8ks_own_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "line 1 is not JSON"),
-        ("[1]", "line 1 is no object"),
+        ("[1]", "line 1 is no JSON object"),
         ('{"prompt": "a"}', "no text 'response'"),
         ('{"prompt": 3, "response": "a"}', "no text 'prompt'"),
         ('{"id": 1, "prompt": "a", "response": "b"}\n' * 2, "two records with the id '1'"),

@@ -166,6 +166,16 @@ def test_defects_and_failures_are_on_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_charts")
+def test_chosen_categories_alone_are_no_cut_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", make_run(questions=2), num_questions=2 * len(CATEGORIES))
+    write_report([run], tmp_path, [CATEGORIES[1]])
+    text = (tmp_path / "report.md").read_text()
+    assert "not finished" not in text
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["runs"][0]["categories"] == [CATEGORIES[1]]
+
+
+@pytest.mark.usefixtures("no_charts")
 def test_a_cut_run_says_so(tmp_path: Path) -> None:
     rows = rows_of({**PLAIN, "recycling": 2.0})
     facts = {"num_questions": NUM, "options": {"repeats": 2, "suite": "tiny"}}

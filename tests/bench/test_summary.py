@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from draftless.bench.averages import SPEC_BENCH
+from draftless.bench.averages import SPEC_BENCH, of_categories
 from draftless.bench.rows import Case, Margin, Row
 from draftless.bench.summary import CaseSummary, summarise
+from draftless.errors import ConfigError
 from support.synthetic_run import make_case, make_row
 
 PLAIN, STOCK, DRAFTED = (make_case(name) for name in ("none", "transformers", "tr-jacobi"))
@@ -176,6 +177,34 @@ def test_overhead_is_all_but_the_forward() -> None:
     # One share of overhead for all: the speed-up is exactly what the forward passes promise
     # (per category; over both categories the promise is a product of means).
     assert drafted.efficiency == pytest.approx(1.0, abs=0.1)
+
+
+def test_probes_are_fed_but_are_no_drafts() -> None:
+    """Two-step SDSAT: a pass with 5 probes, then a verification of 4 drafts."""
+    rows = sample_rows()
+    for row in (row for row in rows if row.case == DRAFTED):
+        (turn,) = row.turns
+        turn.step_drafted = [0, 4] * 20
+        turn.step_tokens = [1, 4] * 20
+        turn.step_nodes = [6, 5] * 20
+        turn.num_forward_passes = 41
+    drafted, plain = by_method(rows)["tr-jacobi"], by_method(rows)["none"]
+    assert drafted.accepted_per_cycle == pytest.approx(3.0)
+    assert drafted.by_category["sql"].accepted_per_cycle == pytest.approx(3.0)
+    assert drafted.acceptance_length == pytest.approx(2.5)
+    assert drafted.acceptance_rate == pytest.approx(0.75)
+    assert (drafted.num_draft_tokens, drafted.num_forward_passes) == (3 * 80, 3 * 41)
+    assert drafted.stages is not None and drafted.stages.nodes_per_step == 5.5
+    assert plain.accepted_per_cycle is None
+
+
+def test_chosen_categories_alone() -> None:
+    rows = sample_rows()
+    drafted = by_method(of_categories(rows, ["sql"]))["tr-jacobi"]
+    assert list(drafted.by_category) == ["sql"]
+    assert value(drafted) == pytest.approx((200 / 0.75) / (200 / 2.0))
+    with pytest.raises(ConfigError, match="no rows of code; the categories are math, sql"):
+        of_categories(rows, ["sql", "code"])
 
 
 def test_per_position_acceptance_sums_to_the_acceptance_length() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS, make_drafter
 from draftless.params import SamplingParams
-from draftless.types import Drafter
+from support.drafters import registered
 from support.driving import Job, run
-from support.models import VOCAB_SIZE, prompt_ids, target
+from support.models import prompt_ids, target
 
 JOBS = [
     Job(prompt_ids(3), SamplingParams(max_new_tokens=9)),
@@ -22,15 +22,11 @@ JOBS = [
 FAMILIES = ["llama", "mistral"]
 
 
-def drafter_named(name: str) -> Drafter:
-    return make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
-
-
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_of_the_batch(family: str, name: str) -> None:
     """Greedy and sampled rows of any length side by side, in any order, that end at any time."""
-    drafter = drafter_named(name)
+    drafter = registered(name)
     alone = [run(target(family), make_drafter("none"), [job])[0].token_ids for job in JOBS]
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 4, 2, 0], [3, 3, 1], [4, 0]):
         results = run(target(family), drafter, [JOBS[i] for i in order])
@@ -48,10 +44,10 @@ def test_of_the_tree(options: dict[str, int]) -> None:
 def test_of_global_random_state_which_is_left_alone() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first = run(target("llama"), drafter_named("tr-jacobi"), JOBS)
+    first = run(target("llama"), registered("tr-jacobi"), JOBS)
     assert torch.get_rng_state().equal(state)
     torch.manual_seed(1)
-    second = run(target("llama"), drafter_named("tr-jacobi"), JOBS)
+    second = run(target("llama"), registered("tr-jacobi"), JOBS)
     assert [r.token_ids for r in first] == [r.token_ids for r in second]
 
 
@@ -85,4 +81,4 @@ def test_a_seed_that_was_drawn_gives_the_same_text_again() -> None:
     (other,) = run(target("llama"), make_drafter("none"), [job])
     assert other.request.row.params.seed != seed
     again = Job(job.prompt_ids, SamplingParams(max_new_tokens=20, temperature=1.0, seed=seed))
-    assert run(target("llama"), drafter_named("tr-jacobi"), [again])[0].token_ids == first.token_ids
+    assert run(target("llama"), registered("tr-jacobi"), [again])[0].token_ids == first.token_ids

@@ -2,18 +2,23 @@
 
 Greedy cells are held against `transformers.generate` on the stock model with its own eager
 attention, sampled ones against our `none` drafter, run alone. A drafter that enters the registry
-enters here by itself; the replay drafter makes sure that each cell could have failed.
+enters here by itself; the replay drafter makes sure that each cell could have failed. SDSAT with its
+steps and lengths, as if its model had been trained, and other variants take turns; with `--full` all
+of them go through every cell.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS
 from draftless.types import Drafter
+from support.drafters import PLANTED, VARIANTS, PlantedSDSAT, registered
 from support.driving import Job, run
 from support.matrix import ROWS, Cell, Plain, all_cells, pairwise, plain_text
-from support.models import VOCAB_SIZE, target
+from support.models import target
 from support.replay import EVERYTHING, ReplayDrafter, coverage
 
 
@@ -23,13 +28,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     cells = all_cells()
     selected = pairwise(cells)
     rest = [cell for cell in cells if cell not in set(selected)]
-    full = [pytest.param(cell, id=str(cell), marks=pytest.mark.full) for cell in rest]
+    every = range(max(len(PLANTED), len(VARIANTS)))
+    full = [pytest.param(cell, every, id=str(cell), marks=pytest.mark.full) for cell in rest]
     wanted = metafunc.config.getoption("--full") or "full" in metafunc.config.getoption("-m")
-    chosen = [pytest.param(cell, id=str(cell)) for cell in selected]
-    metafunc.parametrize("cell", [*chosen, *(full if wanted else [])])
+    chosen = [
+        pytest.param(cell, every if wanted else [turn], id=str(cell))
+        for turn, cell in enumerate(selected)
+    ]
+    metafunc.parametrize(("cell", "turns"), [*chosen, *(full if wanted else [])])
 
 
-def test_every_drafter_writes_the_plain_text(cell: Cell) -> None:
+def test_every_drafter_writes_the_plain_text(cell: Cell, turns: Sequence[int]) -> None:
     plains = [
         plain_text(cell.family, cell.attention, cell.dtype, cell.mode, length)
         for length in ROWS[cell.rows]
@@ -38,6 +47,7 @@ def test_every_drafter_writes_the_plain_text(cell: Cell) -> None:
     expected = [list(p.token_ids[:n]) for p, (_, n) in zip(plains, jobs, strict=True)]
     replay = ReplayDrafter([p.token_ids for p in plains], [n for _, n in jobs])
     drafters: dict[str, Drafter] = {name: registered(name) for name in DRAFTERS}
+    drafters |= varied(turns, [p.token_ids for p in plains])
     for name, drafter in {**drafters, "replay": replay}.items():
         results = run(
             target(cell.family, cell.dtype, cell.attention), drafter, [job for job, _ in jobs]
@@ -45,13 +55,22 @@ def test_every_drafter_writes_the_plain_text(cell: Cell) -> None:
         assert [r.token_ids for r in results] == expected, name
         reason = "stop" if cell.stop == "eos" else "length"
         assert [r.finish_reason for r in results] == [reason] * len(results), name
-        if name == "replay":
-            for result in results:
+        for result in results:
+            if name == "replay":
                 assert coverage(result.steps) == EVERYTHING
+            elif name.startswith("planted"):
+                assert result.request.stats.num_accepted_tokens >= 3, name
 
 
-def registered(name: str) -> Drafter:
-    return make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+def varied(turns: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
+    """The variants whose turn it is, by a name that says what they are."""
+    found: dict[str, Drafter] = {}
+    for turn in turns:
+        name, options = VARIANTS[turn % len(VARIANTS)]
+        found[f"{name} {options}"] = registered(name, **options)
+        planted = PLANTED[turn % len(PLANTED)]
+        found[f"planted sdsat {planted}"] = PlantedSDSAT(texts, **planted)
+    return found
 
 
 def stopped(cell: Cell, index: int, plain: Plain) -> tuple[Job, int]:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS
 from draftless.engine.loop import decode, make_request
 from draftless.params import SamplingParams
 from draftless.types import StepRecord
+from support.drafters import registered
 from support.matrix import NUM_PLAIN, plain_text
-from support.models import FAMILIES, VOCAB_SIZE, stock_model, target
+from support.models import FAMILIES, stock_model, target
 from support.replay import ReplayDrafter
 from support.tokens import byte_tokenizer
 
@@ -55,11 +56,7 @@ def test_ids_end_where_transformers_ends_them(family: str, kind: str) -> None:
     params = SamplingParams(max_new_tokens=NUM_PLAIN, stop=stops)
     for name in [*DRAFTERS, "replay"]:
         replay = ReplayDrafter([text], [len(wanted)])
-        drafter = (
-            replay
-            if name == "replay"
-            else make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
-        )
+        drafter = replay if name == "replay" else registered(name)
         request = make_request(target(family), 0, prompt, params, byte_tokenizer(), eos)
         steps: list[StepRecord] = [r for _, r in decode(target(family), drafter, [request])]
         assert request.row.token_ids[len(prompt) :] == wanted, name

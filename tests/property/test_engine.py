@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from draftless.drafters.ngram import NgramIndex
-from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS
 from draftless.engine.sampling import PositionNoise
 from draftless.engine.tree import prune
 from draftless.engine.verify import walk
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord
+from support.drafters import registered
 from support.models import VOCAB_SIZE, stock_model, target
 from support.trees import draft_trees, node_paths
 
@@ -80,7 +81,7 @@ def test_committing_a_path_is_prefilling_it(
 @given(data=st.data())
 def test_drafters_never_fail_and_keep_their_contract(name: str, data: st.DataObject) -> None:
     """Any short text over few tokens, any draws, any room; several rows side by side."""
-    drafter = make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+    drafter = registered(name)
     temperature = data.draw(st.sampled_from([0.0, 0.7]))
     top_k = data.draw(st.sampled_from([0, 3]))
     noise = PositionNoise(KeyedNoise(1), VOCAB_SIZE, torch.device("cpu")) if temperature else None

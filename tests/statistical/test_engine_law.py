@@ -15,12 +15,15 @@ import torch
 import transformers as hf
 from scipy import stats
 
-from draftless.drafters.registry import DRAFTERS, make_drafter
+from draftless.drafters.registry import DRAFTERS, NEED_TRAINING, make_drafter
+from draftless.drafters.sdsat import SDSATDrafter
 from draftless.engine.sampling import warp
 from draftless.engine.target import TargetModel
 from draftless.params import SamplingParams
+from draftless.types import Drafter
 from support.driving import Job, run
 from support.models import build_model
+from support.mutants import MUTANTS
 
 ALPHA = 1e-6
 NUM_TEXTS = 1500
@@ -29,20 +32,21 @@ PROMPT = [1, 2, 3, 1, 2, 4, 1, 2]
 
 
 @cache
-def small_target() -> TargetModel:
+def small_target(*input_only_ids: int) -> TargetModel:
     config = hf.LlamaConfig(
         vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64,
         initializer_range=0.3, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    return TargetModel(build_model(config, "fp32"), "eager")
+    return TargetModel(build_model(config, "fp32"), "eager", input_only_ids=input_only_ids)
 
 
-def exact_law(params: SamplingParams) -> dict[tuple[int, ...], float]:
+def exact_law(params: SamplingParams, *input_only_ids: int) -> dict[tuple[int, ...], float]:
     """The product of conditionals, from one plain forward over every prefix."""
     prefixes = torch.tensor([[*PROMPT, *p] for p in product(range(VOCAB), repeat=2)])
     with torch.inference_mode():
         logits = small_target().model(prefixes).logits[:, -3:].double()
+        logits[:, :, list(input_only_ids)] = -torch.inf
     law = {}
     for prefix, rows in zip(product(range(VOCAB), repeat=2), logits, strict=True):
         chances = torch.zeros(3, VOCAB, dtype=torch.float64)
@@ -56,20 +60,23 @@ def exact_law(params: SamplingParams) -> dict[tuple[int, ...], float]:
     return law
 
 
-@pytest.mark.parametrize("options", [{}, {"top_p": 0.8}], ids=str)
-@pytest.mark.parametrize("name", [n for n in DRAFTERS if n != "none"])
-def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> None:
+def chance_of(
+    drafter: Drafter, options: dict[str, float], *input_only_ids: int, audit: bool = True
+) -> float:
+    """Chi-square's chance of texts like these, or more unlike the law, if they do follow it."""
+
     def params(seed: int) -> SamplingParams:
         return SamplingParams(max_new_tokens=3, temperature=1.0, seed=seed, **options)
 
     jobs = [Job(PROMPT, params(seed)) for seed in range(NUM_TEXTS)]
+    model = small_target(*input_only_ids)
     results = [
         result
         for begin in range(0, NUM_TEXTS, 250)
-        for result in run(small_target(), make_drafter(name), jobs[begin : begin + 250])
+        for result in run(model, drafter, jobs[begin : begin + 250], audit=audit)
     ]
     assert any(step.verdict.num_accepted_tokens for r in results for step in r.steps)
-    law = exact_law(params(0))
+    law = exact_law(params(0), *input_only_ids)
     assert sum(law.values()) == pytest.approx(1.0)
     texts = [tuple(r.token_ids) for r in results]
     assert all(law[text] > 0 for text in texts)
@@ -80,4 +87,25 @@ def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> Non
     expected.append(NUM_TEXTS - sum(expected))
     if expected[-1] < 5:
         observed[-2:], expected[-2:] = [sum(observed[-2:])], [sum(expected[-2:])]
-    assert stats.chisquare(observed, expected).pvalue > ALPHA
+    return float(stats.chisquare(observed, expected).pvalue)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize("name", [n for n in DRAFTERS if n not in ("none", *NEED_TRAINING)])
+def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> None:
+    assert chance_of(make_drafter(name), options) > ALPHA
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "input_only_ids"), [(1, {}, (5,)), (2, {"top_p": 0.8}, ()), (1, {}, ())]
+)
+def test_texts_of_sdsat_follow_the_exact_law(
+    steps: int, options: dict[str, float], input_only_ids: tuple[int, ...]
+) -> None:
+    """Whether or not its adaptive token may be emitted."""
+    assert chance_of(SDSATDrafter([5], steps=steps), options, *input_only_ids) > ALPHA
+
+
+def test_the_nucleus_rule_of_sdsats_reference_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    MUTANTS["every_path_drawn_anew"](monkeypatch, small_target())
+    assert chance_of(SDSATDrafter([5], couple=False), {}, audit=False) < ALPHA

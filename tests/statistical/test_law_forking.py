@@ -17,12 +17,14 @@ import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
 
+from draftless.drafters.growth import TreeGrowth
 from draftless.engine import sampling
 from draftless.engine.sampling import TokenSampler
 from draftless.engine.stops import StopChecker
 from draftless.engine.verify import walk
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, Verdict
+from support.nucleus import nucleus_of_sdsat
 
 VOCAB = 3
 DEPTH = 3
@@ -71,7 +73,15 @@ def changing(ids: Sequence[int]) -> DraftTree:
     return DraftTree((ids[-1], guess, guess, (guess + 2) % VOCAB, 0), (-1, 0, 0, 0, 3), ())
 
 
-TREES = [full_binary, with_probes, changing]
+def of_sdsat(ids: Sequence[int]) -> DraftTree:
+    """Drafts with chains of probes under them, as its planner grows them."""
+    first, second = ids[-2] % 2, (ids[-1] + 1) % 3
+    growth = TreeGrowth([[(first, 0.6), (2, 0.3)], [(second, 0.7)], [(1, 0.5)]], [0.8, 0.7], 3)
+    growth.spend(8)
+    return growth.tree(ids[-1], [2, 0])
+
+
+TREES = [full_binary, with_probes, changing, of_sdsat]
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "top-k": {"temperature": 0.7, "top_k": 2},
@@ -226,6 +236,34 @@ def processors_miss_the_path(tree: DraftTree, draw: Any, stop: Any) -> Verdict:
 def eos_ignored_inside_the_tree(tree: DraftTree, draw: Any, stop: Any) -> Verdict:
     verdict = walk(tree, draw, lambda _: None)
     return replace(verdict, finish_reason=[stop(t) for t in verdict.token_ids][-1])
+
+
+@pytest.mark.parametrize(
+    ("parents", "wanted"),
+    [
+        ((-1, 0), 0.75),  # one path: 2p - p^2
+        ((-1, 0, 1, 1), 0.875),  # two paths through the same node: two tries
+        ((-1, 0, 1, 1, 1), 0.9375),
+    ],
+)
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_the_nucleus_rule_of_sdsat_favours_drafts(
+    parents: tuple[int, ...], wanted: float, is_exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A draft that the target gives one half comes out much more often; with the walk, one half."""
+    monkeypatch.setitem(globals(), "MARKOV", HALVES)
+    children = (0, 1, 2)[: len(parents) - 2]
+
+    def trees(ids: Sequence[int]) -> DraftTree:
+        return DraftTree((ids[-1], 0, *children), parents)
+
+    verify = walk if is_exact else nucleus_of_sdsat
+    law = forked_law(trees, {"max_new_tokens": 1}, (), monkeypatch, verify)
+    of_draft = sum(weight for text, weight in law.items() if text[0] == 0)
+    assert of_draft == pytest.approx(0.5 if is_exact else wanted, abs=1e-12)
+
+
+HALVES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().expand(VOCAB, VOCAB, VOCAB)
 
 
 @pytest.mark.parametrize(

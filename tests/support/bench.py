@@ -19,8 +19,11 @@ from draftless.bench.rows import Case, Row, Turn
 from draftless.bench.runner import Plan, Run, RunOptions, make_plan
 from draftless.engine import loop
 from draftless.engine.verify import walk
+from draftless.manifest import Manifest, write_manifest
 from draftless.types import DraftTree, Verdict
 from support.small_model import training_tokenizer
+
+ADAPTIVE_ID = 299  # the tokenizer makes no id above 296
 
 Call = tuple[str, tuple[int, ...], int]  # method, prompt ids, seed
 
@@ -56,18 +59,29 @@ def bench_model() -> Draftless:
     return fresh_model()
 
 
-def fresh_model(model: Any = None) -> Draftless:
-    """The same, not shared: for tests that change it."""
-    return Draftless.from_pretrained(
-        model or wide_model(), tokenizer=training_tokenizer(), drafter="none"
+def fresh_model(model: Any = None, adaptive_ids: Sequence[int] = (ADAPTIVE_ID,)) -> Draftless:
+    """The same, not shared: for tests that change it; without `adaptive_ids` it knows no SDSAT."""
+    loaded = Draftless.from_pretrained(
+        model or wide_model(),
+        tokenizer=training_tokenizer(),
+        drafter="none",
+        input_only_ids=adaptive_ids,
     )
+    manifest = _manifest(adaptive_ids) if adaptive_ids else None
+    return Draftless(loaded.target, loaded.tokenizer, loaded.drafter, manifest)
 
 
 def save_bench_model(folder: Path) -> Path:
     """Model and tokenizer as a checkpoint folder."""
     wide_model().save_pretrained(folder)
     training_tokenizer().save_pretrained(folder)
+    write_manifest(folder, _manifest([ADAPTIVE_ID]))
     return folder
+
+
+def _manifest(adaptive_ids: Sequence[int]) -> Manifest:
+    sdsat = {"adaptive_ids": list(adaptive_ids), "block_length": 3}
+    return Manifest(methods={"sdsat": sdsat}, default_drafter="none")
 
 
 def small_plan(

@@ -1,18 +1,20 @@
 """Deliberately broken verifiers, masks, positions and caches (peers.md 3.4).
 
-Each mutant plants one bug by monkeypatch. A losslessness test that lets one of them live is none.
+Each plants one bug by monkeypatch. A losslessness test that lets one of them live is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
 from draftless.engine import loop
+from draftless.engine import target as target_module
 from draftless.engine.cache import KVCache
 from draftless.engine.sampling import TokenSampler
 from draftless.engine.target import TargetModel
@@ -20,6 +22,7 @@ from draftless.engine.verify import walk
 from draftless.layout import TreeLayout
 from draftless.noise import KeyedNoise
 from draftless.types import DraftTree, Verdict
+from support.nucleus import nucleus_of_sdsat
 
 Plant = Callable[[pytest.MonkeyPatch, TargetModel], None]
 Draw = Callable[[int, Sequence[int]], int]
@@ -69,10 +72,20 @@ def one_draw_per_child(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
         def several(node: int, path_ids: Sequence[int]) -> int:
             num_draws = 1 + len(tree.layout.children[node])
             draws = [_other_draw(draw, sample)(node, path_ids) for sample in range(num_draws)]
-            carried = [t for t in draws if tree.child_carrying(node, t) is not None]
-            return [*carried, *draws][0]
+            return next((t for t in draws if tree.child_carrying(node, t) is not None), draws[0])
 
         return walk(tree, several, stop)
+
+    _replace_walk(patch, broken)
+
+
+@mutant
+def every_path_drawn_anew(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
+    """The nucleus rule of SDSAT's reference; greedy, it is right."""
+
+    def broken(tree: DraftTree, draw: Draw, stop: Callable[[int], Any]) -> Verdict:
+        new = count()
+        return nucleus_of_sdsat(tree, lambda *at: _other_draw(draw, next(new))(*at), stop)
 
     _replace_walk(patch, broken)
 
@@ -116,8 +129,7 @@ def eos_ignored_inside_the_tree(patch: pytest.MonkeyPatch, _: TargetModel) -> No
 
     def broken(tree: DraftTree, draw: Draw, stop: Callable[[int], Any]) -> Verdict:
         verdict = walk(tree, draw, lambda _: None)
-        reasons = [stop(token_id) for token_id in verdict.token_ids]
-        return replace(verdict, finish_reason=reasons[-1])
+        return replace(verdict, finish_reason=[stop(t) for t in verdict.token_ids][-1])
 
     _replace_walk(patch, broken)
 
@@ -126,7 +138,7 @@ def eos_ignored_inside_the_tree(patch: pytest.MonkeyPatch, _: TargetModel) -> No
 def first_child_always_accepted(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     """The draw is not compared with the child's token."""
 
-    def follow(self: DraftTree, node: int, _token_id: int) -> int | None:
+    def follow(self: DraftTree, node: int, _: int) -> int | None:
         return next(iter(self.layout.children[node]), None)
 
     patch.setattr(DraftTree, "child_carrying", follow)
@@ -186,8 +198,8 @@ def processors_miss_the_path(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     def blind(original: Any, self: TokenSampler, node: int, path: Sequence[int]) -> int:
         processors = self._processors
         assert processors is not None
-        committed = len(self._row.token_ids)
-        self._processors = lambda ids, scores: processors(ids[:, :committed], scores)
+        known = len(self._row.token_ids)
+        self._processors = lambda ids, scores: processors(ids[:, :known], scores)
         try:
             return original(self, node, path)
         finally:
@@ -318,22 +330,19 @@ def window_not_applied(patch: pytest.MonkeyPatch, target: TargetModel) -> None:
 @window_mutant
 def window_off_by_one(patch: pytest.MonkeyPatch, target: TargetModel) -> None:
     """The window is one token too wide."""
-    wider = {kind: w and w + 1 for kind, w in target._windows.items()}
-    patch.setattr(target, "_windows", wider)
+    patch.setattr(target, "_windows", {kind: w and w + 1 for kind, w in target._windows.items()})
 
 
 @window_mutant
 def window_counts_slots(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     """The window is measured in cache slots, where siblings stand between a node and its parent."""
-    from draftless.engine import target as module
-
-    original = module._within
+    original = target_module._within
 
     def within(window: int, lengths: Any, layouts: Any, visible: Any) -> Any:
         slots = [replace(lay, depth_tensor=torch.arange(lay.num_nodes)) for lay in layouts]
         return original(window, lengths, slots, visible)
 
-    patch.setattr(module, "_within", within)
+    patch.setattr(target_module, "_within", within)
 
 
 # --- the cache ---------------------------------------------------------------------------------

@@ -17,18 +17,27 @@ from support.tokenizer import small_tokenizer
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "log", "print"]
 
 
-def write_model(folder: Path) -> Path:
-    """A two-layer Llama with the small tokenizer, as `save_pretrained` writes it."""
+def write_model(
+    folder: Path, *, is_tied: bool = False, dtype: torch.dtype = torch.float32, num_spare: int = 0
+) -> Path:
+    """A two-layer Llama with the small tokenizer, as `save_pretrained` writes it.
+
+    Args:
+        folder: written to.
+        is_tied: the head is the embedding.
+        dtype: of the checkpoint.
+        num_spare: ids beyond those of the tokenizer.
+    """
     tokenizer = small_tokenizer()
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        bos_token_id=0, eos_token_id=1,
+        vocab_size=len(tokenizer) + num_spare, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=256, bos_token_id=0, eos_token_id=1, tie_word_embeddings=is_tied,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from draftless import Draftless
 from draftless.manifest import read_manifest
 from support.small_model import PHRASES, save_training_model
 
@@ -47,6 +48,9 @@ def write_records(path: Path, response_key: str) -> Path:
         ("trl_sft_msn", "completion", []),
         ("trl_sft_msn", "completion", ["--packing"]),
         ("trainer_msn", "response", []),
+        pytest.param("trl_sft_sdsat", "completion", [], marks=pytest.mark.full),
+        ("trl_sft_sdsat", "completion", ["--packing"]),
+        ("trainer_sdsat", "response", []),
     ],
 )
 def test_example(
@@ -55,8 +59,18 @@ def test_example(
     data = write_records(tmp_path / "data.jsonl", response_key)
     output = tmp_path / "output"
     load_example(name).main(str(checkpoint), str(data), str(output), *flags)
-    AutoModelForCausalLM.from_pretrained(output)
+    model = AutoModelForCausalLM.from_pretrained(output)
     AutoTokenizer.from_pretrained(output)
     manifest = read_manifest(output)
     assert manifest is not None
-    assert manifest.default_drafter == "tr-jacobi"
+    if "sdsat" not in name:
+        assert manifest.default_drafter == "tr-jacobi"
+        return
+    assert manifest.default_drafter == "sdsat"
+    (token_id,) = manifest.methods["sdsat"]["adaptive_ids"]
+    assert model.config.vocab_size == token_id + 1
+    assert model.generation_config.suppress_tokens == [token_id]
+    row = model.get_input_embeddings().weight[token_id].detach()
+    start = AutoModelForCausalLM.from_pretrained(checkpoint).get_input_embeddings().weight.mean(0)
+    assert (row - start).abs().max() > 1e-5, "its row was trained"
+    assert Draftless.from_pretrained(output).generate([0, 40], max_new_tokens=3).token_ids

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,16 +23,25 @@ from support.training import in_child, kill_self, write_model, write_records
 STEPS = 9
 
 
+# The moments are tried on plain noise training; every other kind of run passes two of them.
+KINDS: dict[str, dict[str, Any]] = {
+    "noise": {},
+    "joint": {"adaptive": True, "adaptive_first": 0.5, "kl_weight": 0.5},
+    "frozen": {"adaptive": True, "noise": False, "frozen": True},
+}
+
+
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     folder = tmp_path_factory.mktemp("run")
-    return TrainConfig(
+    base = TrainConfig(
         model=str(write_model(folder / "model")),
         data=str(write_records(folder / "data.jsonl")),
         output=str(folder / "whole"),
         max_length=128, row_length=0, batch_size=4, epochs=2.0, max_steps=STEPS, lr=1e-2,
         dtype="float32", save_every=3, eval_every=100, eval_share=0.1,
     )  # fmt: skip
+    return replace(base, **KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +75,16 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+CASES = [
+    *[("noise", moment) for moment in MOMENTS],
+    ("joint", "between two steps"),
+    pytest.param("joint", "save: random state not written", marks=pytest.mark.full),
+    pytest.param("frozen", "between two steps", marks=pytest.mark.full),
+    ("frozen", "save: random state not written"),
+]
+
+
+@pytest.mark.parametrize(("config", "moment"), CASES, indirect=["config"])
 def test_killed_and_resumed_equals_whole(
     config: TrainConfig, whole: dict[str, torch.Tensor], tmp_path: Path, moment: str
 ) -> None:
@@ -93,6 +112,7 @@ def test_an_unmarked_checkpoint_does_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint-12").exists()
 
 
+@pytest.mark.parametrize("config", ["noise"], indirect=True)
 def test_a_second_run_does_not_overwrite_the_first(
     config: TrainConfig, whole: dict[str, torch.Tensor]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The noise collator inside TRL's `SFTTrainer`, padded and packed: noise in, labels untouched."""
+"""The collator inside TRL's `SFTTrainer`, padded and packed: noise and blocks in, labels untouched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from draftless.training.draft_collator import DraftCollator, CollatorEpochs
+from draftless.training.adaptive import AdaptiveSettings
+from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 from draftless.training.noise_runs import NoiseMode, NoiseSettings
 from support.small_model import PHRASES, training_model, training_tokenizer
 
@@ -26,7 +27,7 @@ def records() -> Dataset:
 
 
 def trainer_with_noise(
-    folder: Path, mode: NoiseMode, is_packed: bool
+    folder: Path, mode: NoiseMode, is_packed: bool, adaptive: AdaptiveSettings | None = None
 ) -> tuple[SFTTrainer, DraftCollator]:
     tokenizer = training_tokenizer()
     trainer = SFTTrainer(
@@ -48,7 +49,9 @@ def trainer_with_noise(
         processing_class=tokenizer,
     )
     settings = NoiseSettings(mode=mode, length=3)
-    collator = DraftCollator.from_tokenizer(tokenizer, settings, inner=trainer.data_collator)
+    collator = DraftCollator.from_tokenizer(
+        tokenizer, settings, inner=trainer.data_collator, adaptive=adaptive
+    )
     trainer.data_collator = collator
     trainer.add_callback(CollatorEpochs(collator))
     return trainer, collator
@@ -64,6 +67,25 @@ def test_sft_trainer_trains_on_noise(tmp_path: Path, mode: NoiseMode, is_packed:
     assert num_noised >= 12
     log = trainer.train()
     assert 0 < log.training_loss < 10
+
+
+@pytest.mark.parametrize(
+    "is_packed", [pytest.param(False, marks=pytest.mark.full), True], ids=["padded", "packed"]
+)
+def test_sft_trainer_trains_on_noise_and_adaptive_blocks(tmp_path: Path, is_packed: bool) -> None:
+    adaptive = AdaptiveSettings((299,), block_length=3)
+    trainer, collator = trainer_with_noise(tmp_path, "branch", is_packed, adaptive)
+    num_adaptive = 0
+    for batch in trainer.get_train_dataloader():
+        is_slot = batch["input_ids"] == 299
+        num_adaptive += int(is_slot.sum())
+        assert (batch["shift_labels"][is_slot] >= 0).all(), "every slot has something to learn"
+        assert check_batch(batch, collator, "branch", is_packed) > 0
+    assert num_adaptive >= 24
+    row = trainer.model.get_input_embeddings().weight[299]
+    before = row.detach().clone()
+    assert 0 < trainer.train().training_loss < 10
+    assert (row - before).abs().max() > 0
 
 
 def check_batch(

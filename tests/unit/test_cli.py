@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 import draftless
 from draftless import Chunk, Draftless, cli
-from draftless.cli.demo import DRAFTERS, read_prompts
+from draftless.cli.demo import LABELS, read_prompts
 from draftless.cli.generate import DRAFT_STYLES, STAGES, DraftPainter, read_messages
+from draftless.drafters.registry import DRAFTERS
 from draftless.errors import DraftlessError, InputError
+from support.bench import save_bench_model
 
 
 def run(
@@ -164,11 +166,13 @@ def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:
     assert b"Traceback" not in out + err
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["demo"], ["train"], ["train", "msn"]])
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["demo"], ["train"], ["train", "msn"], ["data", "regenerate"]]
+)
 def test_help_teaches(command: list[str]) -> None:
     out, _ = invoke(*command, "--help")
     assert "draftless" in out
-    if command in (["generate"], ["demo"]):
+    if command in (["generate"], ["demo"], ["data", "regenerate"]):
         assert "Examples" in out
 
 
@@ -186,9 +190,16 @@ def test_demo_as_json(checkpoint: Path) -> None:
     assert "same ids as plain decoding on all" in result["verdict"]
     assert {p["domain"] for p in result["prompts"]} >= {"sql", "math", "code", "story"}
     for prompt in result["prompts"]:
-        assert set(prompt["runs"]) == set(DRAFTERS)
+        assert list(prompt["runs"]) == ["none", "prompt-lookup", "recycling", "tr-jacobi"]
         assert all(run["is_identical"] for run in prompt["runs"].values())
     assert result["totals"]["none"]["speed_up"] == 1.0
+
+
+def test_demo_shows_every_drafter_of_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save_bench_model(tmp_path)
+    out, _ = invoke("demo", checkpoint, "--max-new-tokens=4", "--repeats=1")
+    for name in DRAFTERS:
+        assert out.count(LABELS[name]) >= len(read_prompts())
 
 
 def test_demo_reports_a_difference(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

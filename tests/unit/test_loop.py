@@ -12,6 +12,7 @@ from draftless.engine.loop import decode, make_request
 from draftless.errors import ConfigError, InputError
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row
+from support.drafters import registered
 from support.driving import Job, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
 
@@ -35,7 +36,7 @@ def test_bad_prompts(prompt: list[int], message: str) -> None:
 @pytest.mark.parametrize("name", DRAFTERS)
 @pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT - 2, CONTEXT - 7])
 def test_a_context_that_fills_up_ends_with_length(name: str, length: int) -> None:
-    drafter = make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+    drafter = registered(name)
     job = Job([5, 6, 7] * (length // 3) + [5] * (length % 3), SamplingParams(max_new_tokens=50))
     (result,) = run(target("llama"), drafter, [job])
     assert len(result.token_ids) == CONTEXT - length
@@ -53,7 +54,7 @@ def test_unknown_drafters_and_options() -> None:
 
 def test_default_options_fit_every_drafter() -> None:
     for name in DRAFTERS:
-        make_drafter(name, default_options(name, "cpu", VOCAB_SIZE))
+        registered(name)
     assert default_options("tr-jacobi", "cuda", 9)["budget"] == 70
     assert default_options("unknown", "cpu", 9) == {}
 

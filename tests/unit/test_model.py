@@ -17,6 +17,7 @@ from draftless import (
     InputError,
     SamplingParams,
 )
+from draftless.drafters.sdsat import SDSATDrafter
 from draftless.manifest import Manifest, read_manifest, write_manifest
 from draftless.prompts import PromptFormat
 from support.tokenizer import small_tokenizer
@@ -180,6 +181,48 @@ def test_the_manifest_chooses_drafter_and_prompt_format(checkpoint: Path, tmp_pa
     assert read_manifest(tmp_path) == trained.manifest
     untrained = Draftless.from_pretrained(checkpoint)
     assert type(untrained.drafter).__name__ == "PromptLookupDrafter"
+
+
+def test_a_checkpoint_with_adaptive_tokens(checkpoint: Path, tmp_path: Path) -> None:
+    """Its manifest gives the drafter ids and length, and the target what is never emitted."""
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    plain = Draftless.from_pretrained(checkpoint, drafter="none")
+    assert "sdsat" not in plain.drafters
+    with pytest.raises(ConfigError, match="draftless train sdsat"):
+        plain.with_drafter("sdsat")
+    text = plain.generate(PROMPTS[0], max_new_tokens=30).token_ids
+    adaptive = [text[3], 9]  # of all ids one that it would emit
+    methods = {"sdsat": {"adaptive_ids": adaptive, "block_length": 3, "placement": "shared"}}
+    write_manifest(tmp_path, Manifest(methods, "sdsat"))
+    trained = Draftless.from_pretrained(tmp_path)
+    assert trained.target.input_only_ids == tuple(adaptive)
+    assert "sdsat" in trained.drafters
+    assert isinstance(trained.drafter, SDSATDrafter)
+    assert (trained.drafter._adaptive_ids, trained.drafter._k) == (tuple(adaptive), 3)
+    output = trained.generate(PROMPTS[0], max_new_tokens=30)
+    assert set(output.token_ids).isdisjoint(adaptive)
+    plainly = trained.with_drafter("none").generate(PROMPTS[0], max_new_tokens=30)
+    assert output.token_ids == plainly.token_ids
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path)
+    again = Draftless.from_pretrained(
+        loaded, tokenizer=trained.tokenizer, drafter="none", input_only_ids=adaptive
+    )
+    assert again.generate(PROMPTS[0], max_new_tokens=30).token_ids == output.token_ids
+    chunks = list(trained.stream(PROMPTS[0], max_new_tokens=9))
+    assert chunks[0].num_nodes == 1 + 3
+    assert chunks[0].num_draft_tokens == 0
+
+
+@pytest.mark.parametrize("ids", [7, "7", [7.0], [True], [[7]]])
+def test_adaptive_ids_that_are_none_are_refused(
+    checkpoint: Path, tmp_path: Path, ids: object
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    write_manifest(tmp_path, Manifest({"sdsat": {"adaptive_ids": ids}}))
+    with pytest.raises(ArtifactError, match="adaptive_ids of sdsat"):
+        Draftless.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from draftless.drafters.registry import DRAFTERS
 from draftless.engine import target as module
-from draftless.engine.target import TargetModel
-from draftless.errors import ArtifactError, CapabilityError, ConfigError
+from draftless.engine.loop import make_request
+from draftless.engine.target import Attention, TargetModel
+from draftless.errors import ArtifactError, CapabilityError, ConfigError, InputError
 from draftless.layout import chain_parents, tree_layout
+from draftless.params import SamplingParams
+from support.drafters import registered
+from support.driving import Job, run
 from support.models import CONTEXT, FAMILIES, VOCAB_SIZE, prompt_ids, stock_model, target
 
 TOLERANCE = 1e-5  # transformers computes norms, rotations and softmax in fp32 even in fp64 models
@@ -131,3 +136,52 @@ def test_a_checkpoint_loads_in_the_wanted_precision(tmp_path: Path) -> None:
     stock_model("llama", "fp32").save_pretrained(tmp_path)
     assert TargetModel.from_pretrained(tmp_path).model.dtype == torch.float32
     assert TargetModel.from_pretrained(tmp_path, dtype="fp64").model.dtype == torch.float64
+
+
+# --- ids that are input only -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["draftless", "sdpa", "eager"])
+@torch.inference_mode()
+def test_input_only_ids_are_fed_but_have_no_logit(attention: Attention) -> None:
+    """All others keep theirs, also after an input-only id; prefill and padding rows too."""
+    model = TargetModel(copy.deepcopy(stock_model("llama")), attention, input_only_ids=[60, 7])
+    assert model.input_only_ids == (60, 7)
+    cache = model.make_cache(2, 8)
+    nodes, layouts = [[3, 60, 5], [4]], [tree_layout((-1, 0, 0)), tree_layout((-1,))]
+    logits = model.forward(cache, nodes, layouts)
+    assert (logits == -torch.inf).nonzero()[:, 2].unique().tolist() == [7, 60]
+    assert (logits[:, :, [7, 60]] == -torch.inf).all()
+    others = [i for i in range(VOCAB_SIZE) if i not in (7, 60)]
+    for node, path in enumerate(([3], [3, 60], [3, 5])):
+        wanted = stock_logits("llama", path)[-1, others]
+        torch.testing.assert_close(logits[0, node, others], wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
+def test_input_only_ids_must_be_ids(token_id: int) -> None:
+    stock = copy.deepcopy(stock_model("llama"))
+    with pytest.raises(ConfigError, match=f"{token_id}.* lie outside the vocabulary 0..60"):
+        TargetModel(stock, input_only_ids=[5, token_id])
+    assert stock.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 5.0])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_input_only_ids_are_never_emitted(name: str, temperature: float) -> None:
+    """Half of the vocabulary is; every drafter writes the plain text of the other half."""
+    banned = range(0, VOCAB_SIZE, 2)
+    model = TargetModel(copy.deepcopy(stock_model("llama")), input_only_ids=banned)
+    params = SamplingParams(max_new_tokens=40, temperature=temperature, seed=1)
+    job = Job([5, 7, 5, 7, 5], params)
+    (result,) = run(model, registered(name), [job])
+    assert set(result.token_ids).isdisjoint(banned)
+    assert result.token_ids == run(model, registered("none"), [job])[0].token_ids
+
+
+def test_prompts_and_options_may_not_name_them() -> None:
+    model = TargetModel(copy.deepcopy(stock_model("llama")), input_only_ids=[60])
+    with pytest.raises(InputError, match=r"holds \[60\]: adaptive tokens"):
+        make_request(model, 0, [3, 60, 5], SamplingParams(), None, ())
+    with pytest.raises(ConfigError, match="forced_eos_token_id=60 is an adaptive token"):
+        make_request(model, 0, [3], SamplingParams(forced_eos_token_id=60), None, ())

@@ -9,6 +9,7 @@ import numpy as np
 
 from draftless.bench.rows import Row, Turn
 from draftless.bench.statistics import Interval, rate_ratio, stratified_interval
+from draftless.errors import ConfigError
 
 LOOP_LIMIT = 0.5
 # Spec-Bench reports the eight categories of MT-bench as one.
@@ -32,6 +33,20 @@ def with_merged_categories(rows: Sequence[Row]) -> list[Row]:
     if not {row.category for row in rows} >= SPEC_BENCH:
         return list(rows)
     return [replace(r, category="mt_bench") if r.category in MT_BENCH else r for r in rows]
+
+
+def of_categories(rows: Sequence[Row], categories: Sequence[str]) -> list[Row]:
+    """The rows of these categories.
+
+    Raises:
+        ConfigError: there is none of such a category.
+    """
+    known = {row.category for row in rows}
+    if unknown := [name for name in categories if name not in known]:
+        raise ConfigError(
+            f"there are no rows of {', '.join(unknown)}; the categories are {', '.join(sorted(known))}"
+        )
+    return [row for row in rows if row.category in categories]
 
 
 def is_looping(row: Row) -> bool:
@@ -76,6 +91,26 @@ def acceptance_rate(rows: Iterable[Row]) -> float | None:
 def accepted_drafts(row: Row) -> list[int]:
     """Accepted drafts of every step: all that it committed but the target's own token."""
     return [max(0, tokens - 1) for turn in row.turns for tokens in turn.step_tokens]
+
+
+def accepted_per_cycle(rows: Iterable[Row]) -> float | None:
+    """Accepted drafts per verification that had any; None if nothing was drafted.
+
+    A cycle is one pass, or two for a drafter that drafts and verifies in turns (SDSAT's `steps=2`).
+    """
+    return category_mean(rows, lambda row: sum(accepted_drafts(row)), num_cycles)
+
+
+def num_cycles(row: Row) -> int:
+    """Steps that had drafts to verify."""
+    return sum(drafted > 0 for turn in row.turns for drafted in turn.step_drafted)
+
+
+def num_nodes(row: Row) -> int:
+    """Tokens fed to the passes of all steps."""
+    return sum(
+        sum(turn.step_nodes) or turn.num_steps + sum(turn.step_drafted) for turn in row.turns
+    )
 
 
 def speed_up(

@@ -17,10 +17,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from draftless.bench.loops import looping_tokens
 from draftless.bench.rows import Turn
 from draftless.engine.stops import TextDecoder
 from draftless.errors import ConfigError
+from draftless.loops import looping_tokens
 from draftless.model import Draftless
 from draftless.params import SamplingParams
 from draftless.types import Chunk
@@ -28,7 +28,6 @@ from draftless.types import Chunk
 TRANSFORMERS = "transformers"
 PEER_LOOKUP = "transformers prompt-lookup"
 PEER_EARLY_EXIT = "transformers early-exit"
-PEERS = (TRANSFORMERS, PEER_LOOKUP, PEER_EARLY_EXIT)
 
 # Prompt lookup's own settings in its paper's repository and in `transformers`' documentation.
 _LOOKUP = {"prompt_lookup_num_tokens": 10, "max_matching_ngram_size": 3}
@@ -117,6 +116,7 @@ def our_method(model: Draftless, sampling: Sampling, max_new_tokens: int) -> Met
             num_forward_passes=output.stats.num_forward_passes,
             step_tokens=[len(chunk.token_ids) for chunk in chunks],
             step_drafted=[chunk.num_draft_tokens for chunk in chunks],
+            step_nodes=[chunk.num_nodes for chunk in chunks],
             step_s=step_s,
             sources=sources,
             pieces=_pieces(model, output.token_ids) if any(sources) else [],
@@ -361,6 +361,7 @@ def _stock_config(
         do_sample=not sampling.is_greedy,
         eos_token_id=eos_ids or None,
         pad_token_id=eos_ids[0] if eos_ids else 0,
+        suppress_tokens=list(model.target.input_only_ids) or None,
         **chosen,
         **more,
     )

@@ -55,10 +55,12 @@ class Judge:
 
     Args:
         model: of the run. An fp32 copy of it is made when a divergence asks for one, and kept.
+        input_only_ids: ids that the run never emits.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, input_only_ids: Sequence[int] = ()) -> None:
         self._model = model
+        self._input_only_ids = list(input_only_ids)
         self._dtype: torch.dtype = model.dtype
         self._exact: PreTrainedModel | None = None
 
@@ -99,7 +101,9 @@ class Judge:
             self._exact = stock_copy(self._model, torch.float32)
         batch = torch.tensor([list(ids)], device=self._exact.device)
         logits: torch.Tensor = self._exact(batch, logits_to_keep=1, use_cache=False).logits
-        return logits[0, -1].double().cpu()
+        last = logits[0, -1].double().cpu()
+        last[self._input_only_ids] = -math.inf
+        return last
 
 
 def judged(
@@ -118,7 +122,7 @@ def judged(
         position: of the differing token in prompt + output, the one its noise is keyed by.
         dtype: of the run.
     """
-    unit = ulp(float(logits.abs().max()), dtype)
+    unit = ulp(float(logits[logits.isfinite()].abs().max()), dtype)
     scores = logits
     if not params.is_greedy:
         unit /= params.temperature

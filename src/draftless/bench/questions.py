@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from draftless.errors import InputError
+from draftless.jsonl import Line, parse_lines, read_lines
 
 TINY = "tiny"
 SPEC_BENCH = "spec-bench"
@@ -65,7 +64,8 @@ def load_suite(suite: str, data: Path | None = None) -> list[Question]:
     """
     if suite == TINY:
         source = files("draftless") / "assets" / "bench" / "tiny.jsonl"
-        questions = list(_parse(source.read_text(encoding="utf-8").splitlines(), str(source)))
+        lines = source.read_text(encoding="utf-8").splitlines()
+        questions = list(_questions(parse_lines(lines, str(source)), TINY))
     elif suite == SPEC_BENCH:
         is_file = data is not None and data.is_file()
         file = data if is_file and data else _find(suite, data, _SPEC_BENCH_FILES)
@@ -101,14 +101,8 @@ def read_questions(file: Path, *, category: str | None = None) -> list[Question]
         InputError: it cannot be read, or a line is not a question; file, line and the missing part
             are named.
     """
-    try:
-        if file.suffix == ".gz":
-            with gzip.open(file, "rt", encoding="utf-8") as lines:
-                return list(_parse(lines, str(file), category))
-        with file.open(encoding="utf-8") as lines:
-            return list(_parse(lines, str(file), category))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the questions of {file}: {error}") from error
+    name = file.name.removesuffix(".gz").removesuffix(".jsonl")
+    return list(_questions(read_lines(file), name, category))
 
 
 def balanced(questions: Sequence[Question], limit: int | None = None) -> list[Question]:
@@ -121,25 +115,16 @@ def balanced(questions: Sequence[Question], limit: int | None = None) -> list[Qu
     return turn[:limit]
 
 
-def _parse(lines: Iterable[str], source: str, category: str | None = None) -> Iterator[Question]:
-    name = Path(source).name.removesuffix(".gz").removesuffix(".jsonl")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{source}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{place} is not JSON: {error}") from error
-        if not isinstance(record, Mapping):
-            raise InputError(f"{place} is {type(record).__name__}; a question is an object")
+def _questions(lines: Iterable[Line], name: str, category: str | None = None) -> Iterator[Question]:
+    """Questions of lines; those without id or category are called after `name`."""
+    for line in lines:
+        record = line.value
         own = first_field(record, "category", "domain")
+        question_id = first_field(record, "question_id", "id", "task_id")
         yield Question(
-            question_id=str(
-                first_field(record, "question_id", "id", "task_id") or f"{name}-{number}"
-            ),
+            question_id=str(question_id or f"{name}-{line.number}"),
             category=category or str(own or name),
-            turns=_turns(record, place),
+            turns=_turns(record, line.place),
             reference=_reference(record),
         )
 

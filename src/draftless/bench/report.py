@@ -17,7 +17,7 @@ from typing import Any
 
 from draftless.bench import curves, plots, tables, viewer
 from draftless.bench.answers import Answer, answers
-from draftless.bench.averages import is_looping, with_merged_categories
+from draftless.bench.averages import is_looping, of_categories, with_merged_categories
 from draftless.bench.rows import ROWS_FILE, Row, read_rows, read_sessions
 from draftless.bench.summary import STAGES, CaseSummary, Group, Summary, summarise
 from draftless.bench.svg import with_own_ids
@@ -36,7 +36,8 @@ class Run:
 
     Attributes:
         label: its name on the page.
-        rows: of the run, MT-bench's categories merged.
+        rows: of the run (of the chosen categories), MT-bench's categories merged.
+        num_done: questions that have rows, in all categories.
         sessions: provenance of every start.
         summary: of the rows.
         answers: one per group.
@@ -44,6 +45,7 @@ class Run:
 
     label: str
     rows: list[Row]
+    num_done: int
     sessions: list[dict[str, Any]]
     summary: Summary
     answers: list[Answer]
@@ -63,10 +65,10 @@ class Run:
         """A sentence, if the run was cut before its last question."""
         session = self.sessions[-1] if self.sessions else {}
         repeats = session.get("options", {}).get("repeats", 1)
-        num_done, num_all = len({r.question for r in self.rows}), session.get("num_questions", 0)
-        if num_done >= num_all * repeats:
+        num_all = session.get("num_questions", 0) * repeats
+        if self.num_done >= num_all:
             return None
-        return f"{self.label} is not finished: {num_done} of {num_all * repeats} questions."
+        return f"{self.label} is not finished: {self.num_done} of {num_all} questions."
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,22 @@ class Section:
     charts: list[plots.Chart]
 
 
-def write_report(run_folders: list[Path], output: Path) -> Path:
+def write_report(run_folders: list[Path], output: Path, categories: Sequence[str] = ()) -> Path:
     """Write `report.html`, `report.md` and `report.json`.
 
     Args:
         run_folders: run folders; several are compared on one page.
         output: folder of the report; made if it is not there.
+        categories: the rows of these only; empty is all.
 
     Returns:
         The page.
 
     Raises:
-        ConfigError: no run is given, or the extra `bench` is not installed.
+        ConfigError: no run is given, a run has no rows of a category, or the extra `bench` is not installed.
         ArtifactError: a folder has no rows, or rows that cannot be read.
     """
-    runs = _read_runs(run_folders)
+    runs = _read_runs(run_folders, categories)
     pages = {PAGE: _render(PAGE, runs), MARKDOWN: _render(MARKDOWN, runs), DATA: _json(runs)}
     output.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
@@ -102,7 +105,7 @@ def write_report(run_folders: list[Path], output: Path) -> Path:
     return output / PAGE
 
 
-def _read_runs(folders: Sequence[Path]) -> list[Run]:
+def _read_runs(folders: Sequence[Path], categories: Sequence[str]) -> list[Run]:
     if not folders:
         raise ConfigError("a report needs at least one run folder")
     runs = []
@@ -113,8 +116,11 @@ def _read_runs(folders: Sequence[Path]) -> list[Run]:
             raise ArtifactError(
                 f"{folder / ROWS_FILE} has no rows; measure first: draftless bench run --output {folder}"
             )
+        num_done = len({row.question for row in rows})
+        if categories:
+            rows = of_categories(rows, categories)
         summary = summarise(rows)
-        runs.append(Run(label, rows, own, summary, answers(summary)))
+        runs.append(Run(label, rows, num_done, own, summary, answers(summary)))
     return runs
 
 

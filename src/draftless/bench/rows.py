@@ -22,6 +22,19 @@ SESSIONS_FILE = "sessions.jsonl"
 PLAIN_METHODS = ("transformers", "none")
 
 
+def method_name(drafter: str, options: Mapping[str, Any]) -> str:
+    """What a drafter with options of its own is called: `sdsat [steps=2, k=5]`."""
+    told = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"{drafter} [{told}]" if told else drafter
+
+
+def parse_method(name: str) -> tuple[str, dict[str, str]]:
+    """A drafter and its options, as texts; what `method_name` has put together."""
+    drafter, _, told = name.removesuffix("]").partition(" [")
+    pairs = (part.partition("=") for part in told.split(", ") if part)
+    return drafter, {key: value for key, _, value in pairs}
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Case:
     """What is measured on every question.
@@ -74,7 +87,9 @@ class Turn:
         first_token_s: until the first committed token (time to first token).
         num_forward_passes: of the target, those of the prefill included.
         step_tokens: committed tokens of every step, in order; they sum to `len(token_ids)`.
-        step_drafted: draft tokens of every step.
+        step_drafted: draft tokens of every step; probes are none.
+        step_nodes: tokens fed in every step: the root, drafts and probes; empty for peers, and in
+            rows from before there were probes.
         step_s: seconds from the call's begin to each step's end.
         sources: what drafted each token (`StepRecord.sources`), "" for the target's own; empty
             for peers.
@@ -96,6 +111,7 @@ class Turn:
     num_forward_passes: int = 0
     step_tokens: list[int] = field(default_factory=list)
     step_drafted: list[int] = field(default_factory=list)
+    step_nodes: list[int] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     time_s: dict[str, float] = field(default_factory=dict)

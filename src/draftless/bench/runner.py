@@ -10,7 +10,7 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,11 @@ import torch
 
 from draftless.bench import rows as files
 from draftless.bench.conversation import Conversation
-from draftless.bench.methods import (
-    PEERS,
-    Method,
-    Sampling,
-    our_method,
-    peer_methods,
-    stock_copy,
-)
+from draftless.bench.methods import Method, Sampling, our_method, peer_methods, stock_copy
 from draftless.bench.near_ties import Judge
 from draftless.bench.questions import Question, balanced
-from draftless.bench.rows import Case, Row
+from draftless.bench.rows import Case, Row, method_name
+from draftless.bench.trust import is_comparable
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.model import Draftless
@@ -38,7 +32,7 @@ PLAIN = "none"
 _FILES = (files.ROWS_FILE, files.SESSIONS_FILE)
 
 # Options that only add rows; all others change what a row means and must not be mixed.
-_MAY_DIFFER = ("drafters", "drafter_options", "samplings", "has_peers", "limit", "repeats")
+_MAY_DIFFER = ("drafters", "variants", "samplings", "has_peers", "limit", "repeats")
 
 
 @dataclass(frozen=True)
@@ -48,8 +42,9 @@ class RunOptions:
     Attributes:
         name: of the model in the rows.
         suite: of the questions, as the user gave it.
-        drafters: names of the registry; plain decoding (`none`) is always among the cases.
-        drafter_options: by drafter; such a drafter runs as one more case beside `drafters`.
+        drafters: names of the registry, None is all that the checkpoint supports; plain decoding
+            (`none`) is always among the cases.
+        variants: drafters with options of their own, one more case each beside `drafters`.
         samplings: one set of cases each.
         max_new_tokens: per turn.
         repeats: of everything; a repetition begins when all questions are done.
@@ -61,8 +56,8 @@ class RunOptions:
 
     name: str
     suite: str = "tiny"
-    drafters: tuple[str, ...] = tuple(DRAFTERS)
-    drafter_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    drafters: tuple[str, ...] | None = None
+    variants: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     samplings: tuple[Sampling, ...] = (Sampling(),)
     max_new_tokens: int = 128
     repeats: int = 1
@@ -91,7 +86,7 @@ class Plan:
         questions: that fit into the model's context, in order.
         too_long: ids of those that do not.
         suite_digest: of the text of all questions of the suite.
-        peers_skipped: why a peer does not run, by peer and sampling.
+        left_out: why a drafter, or a peer under a sampling, does not run.
     """
 
     options: RunOptions
@@ -100,7 +95,7 @@ class Plan:
     questions: Sequence[Question]
     too_long: Sequence[str]
     suite_digest: str
-    peers_skipped: Mapping[str, str]
+    left_out: Mapping[str, str]
 
     def facts(self) -> dict[str, Any]:
         """A line of `sessions.jsonl`."""
@@ -120,7 +115,7 @@ class Plan:
             "suite_digest": self.suite_digest,
             "num_questions": len(self.questions),
             "too_long": list(self.too_long),
-            "peers_skipped": dict(self.peers_skipped),
+            "left_out": dict(self.left_out),
         }
 
 
@@ -128,22 +123,26 @@ def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptio
     """Build all methods and choose the questions.
 
     Raises:
-        ConfigError: a drafter or one of its options is unknown.
+        ConfigError: a drafter or one of its options is unknown, or the checkpoint was not trained
+            for a drafter that is asked for by name.
         InputError: no question fits into the model's context.
     """
     plain = model.with_drafter(PLAIN)
-    drafted = {name: plain.with_drafter(name) for name in (PLAIN, *options.drafters)}
-    for name, more in options.drafter_options.items():
-        told = ", ".join(f"{key}={value}" for key, value in more.items())
-        drafted[f"{name} [{told}]"] = plain.with_drafter(name, more)
+    left_out: dict[str, str] = {}
+    if options.drafters is None:
+        options = replace(options, drafters=plain.drafters)
+        why = "the checkpoint was not trained for it"
+        left_out = {name: why for name in DRAFTERS if name not in plain.drafters}
+    drafted = {name: plain.with_drafter(name) for name in (PLAIN, *(options.drafters or ()))}
+    for name, more in options.variants:
+        drafted[method_name(name, more)] = plain.with_drafter(name, more)
     stock = stock_copy(plain.target.model) if options.has_peers else None
     methods: dict[Case, Method] = {}
-    skipped: dict[str, str] = {}
     for sampling in options.samplings:
         found: dict[str, Method] = {}
         if stock is not None:
             found, reasons = peer_methods(plain, stock, sampling, options.max_new_tokens)
-            skipped |= {f"{peer}, {sampling.name}": reason for peer, reason in reasons.items()}
+            left_out |= {f"{peer}, {sampling.name}": reason for peer, reason in reasons.items()}
         for name, one in drafted.items():
             found[name] = our_method(one, sampling, options.max_new_tokens)
         for name, method in found.items():
@@ -166,7 +165,7 @@ def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptio
         questions=fitting[: options.limit],
         too_long=[question.question_id for question in too_long],
         suite_digest=f"{zlib.crc32(repr(list(questions)).encode()):08x}",
-        peers_skipped=skipped,
+        left_out=left_out,
     )
 
 
@@ -182,7 +181,8 @@ class Run:
     def __init__(self, plan: Plan, folder: Path, *, is_resumed: bool = False) -> None:
         self.folder = folder
         self._plan = plan
-        self._judge = Judge(plan.model.target.model)
+        target = plan.model.target
+        self._judge = Judge(target.model, target.input_only_ids)
         self._samplings = {sampling.name: sampling for sampling in plan.options.samplings}
         self._done = {row.key: row for row in files.read_rows(folder) if row.error is None}
         check_folder(folder, is_resumed=is_resumed)
@@ -265,11 +265,10 @@ class Run:
 
     def _compare(self, row: Row, question: Question) -> None:
         """Fill in the first margin; later turns of the conversation have other prompts."""
-        sampling = self._samplings[row.case.sampling]
         plain = self._done.get((replace(row.case, method=PLAIN), row.question_id, row.repeat))
-        is_other_law = row.case.method in PEERS and not sampling.is_greedy
-        if plain is None or row.error is not None or is_other_law:
+        if plain is None or row.error is not None or not is_comparable(row.case):
             return
+        sampling = self._samplings[row.case.sampling]
         params = sampling.params(self._plan.options.max_new_tokens, row.seed, ())
         conversation = Conversation(self._plan.model, question, is_raw=self._plan.options.is_raw)
         for turn, plain_turn in zip(row.turns, plain.turns, strict=True):
@@ -290,12 +289,6 @@ class Run:
                 f"cannot write {file}: {error.strerror or error}; the rows written so far are "
                 f"whole: {mend} and go on with --resume"
             ) from error
-
-
-def is_defect(row: Row) -> bool:
-    """Whether one of our drafters wrote something that rounding does not explain."""
-    margins = [turn.margin for turn in row.turns if turn.margin is not None]
-    return row.case.method not in PEERS and any(not one.is_near_tie for one in margins)
 
 
 def seed_of(seed: int, question_id: str, repeat: int) -> int:
@@ -333,8 +326,11 @@ def _check_same(plan: Plan, folder: Path, session: Mapping[str, Any]) -> None:
 
 def _plain(options: RunOptions) -> dict[str, Any]:
     """The options as JSON keeps them."""
-    return {**asdict(options), "samplings": [one.name for one in options.samplings]} | {
-        "drafters": list(options.drafters)
+    return {
+        **asdict(options),
+        "drafters": list(options.drafters or ()),
+        "variants": [method_name(name, more) for name, more in options.variants],
+        "samplings": [one.name for one in options.samplings],
     }
 
 

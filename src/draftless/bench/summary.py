@@ -31,12 +31,14 @@ class CategorySummary:
     Attributes:
         num_questions: questions that count (repetitions are one).
         acceptance_length: committed tokens per step.
+        accepted_per_cycle: accepted drafts per verification of drafts; None without drafts.
         tokens_per_second: of the whole call.
         speed_up: None without a plain loop.
     """
 
     num_questions: int
     acceptance_length: float
+    accepted_per_cycle: float | None
     tokens_per_second: float
     speed_up: Interval | None
 
@@ -47,7 +49,7 @@ class StageSummary:
 
     Attributes:
         share: of the step's time, by stage; the shares sum to 1.
-        nodes_per_step: tokens fed to a forward pass: the root and the drafts.
+        nodes_per_step: tokens fed to a forward pass: the root, drafts and probes.
         forward_ms: T(W), milliseconds of the forward pass of a step.
         plain_forward_ms: T(1), the same in our plain loop on the same questions; None without it.
         efficiency: the speed-up of decoding over the one that acceptance length and cost of width
@@ -94,7 +96,9 @@ class CaseSummary:
         first_token_s, prefill_s: seconds per call.
         per_position_acceptance: share of steps that accepted at least 1, 2, ... drafts.
         acceptance_histogram: steps that accepted 0, 1, ... drafts.
-        num_draft_tokens: in all.
+        num_draft_tokens: in all; probes are none.
+        num_forward_passes: of the target in all, prefills included.
+        accepted_per_cycle: accepted drafts per verification of drafts; None without drafts.
         acceptance_rate: accepted over draft tokens.
         by_category: in alphabetical order.
         stages: None for peers.
@@ -119,6 +123,8 @@ class CaseSummary:
     per_position_acceptance: tuple[float, ...]
     acceptance_histogram: tuple[int, ...]
     num_draft_tokens: int
+    num_forward_passes: int
+    accepted_per_cycle: float | None
     acceptance_rate: float | None
     by_category: dict[str, CategorySummary]
     stages: StageSummary | None
@@ -235,6 +241,8 @@ class _Run:
             ),
             acceptance_histogram=tuple(np.bincount(accepted).tolist()) if accepted else (),
             num_draft_tokens=sum(averages.num_drafted(row) for row in own.values()),
+            num_forward_passes=sum(t.num_forward_passes for t in averages.turns_of(own.values())),
+            accepted_per_cycle=averages.accepted_per_cycle(kept),
             acceptance_rate=averages.acceptance_rate(kept),
             by_category=_by_category(pairs, has_plain=plain_case is not None),
             stages=_stages(kept, base, decode),
@@ -272,6 +280,7 @@ def _by_category(pairs: Sequence[Pair], *, has_plain: bool) -> dict[str, Categor
         found[category] = CategorySummary(
             num_questions=len({row.question_id for row in rows}),
             acceptance_length=averages.acceptance_length(rows) or 0.0,
+            accepted_per_cycle=averages.accepted_per_cycle(rows),
             tokens_per_second=averages.tokens_per_second(rows) or 0.0,
             speed_up=averages.speed_up([p for p in pairs if p[0].category == category])
             if has_plain
@@ -294,7 +303,7 @@ def _stages(
     length = averages.acceptance_length(rows)
     return StageSummary(
         share={stage: value / step_s for stage, value in seconds.items()},
-        nodes_per_step=1 + sum(averages.num_drafted(row) for row in rows) / num_steps,
+        nodes_per_step=sum(averages.num_nodes(row) for row in rows) / num_steps,
         forward_ms=forward_ms,
         plain_forward_ms=plain_ms,
         efficiency=decode_speed_up.value / (length * plain_ms / forward_ms)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from draftless.bench.answers import identity, times
 from draftless.bench.averages import is_looping
-from draftless.bench.rows import Row
+from draftless.bench.rows import Row, method_name, parse_method
 from draftless.bench.statistics import Interval
 from draftless.bench.summary import STAGES, CaseSummary, Summary
 from draftless.bench.trust import Divergence
@@ -72,6 +72,8 @@ _COLUMNS: tuple[tuple[str, Callable[[CaseSummary], str]], ...] = (
     ("first token ms", lambda c: milliseconds(c.first_token_s)),
     ("prefill ms", lambda c: milliseconds(c.prefill_s)),
     ("draft tokens", lambda c: str(c.num_draft_tokens or UNKNOWN)),
+    ("accepted per cycle", lambda c: number(c.accepted_per_cycle)),
+    ("forward passes", lambda c: str(c.num_forward_passes or UNKNOWN)),
     ("acceptance rate", lambda c: percent(c.acceptance_rate)),
     ("nodes", lambda c: number(c.stages.nodes_per_step, 1) if c.stages else UNKNOWN),
     ("T(1) ms", lambda c: number(c.stages.plain_forward_ms) if c.stages else UNKNOWN),
@@ -126,6 +128,26 @@ def category_table(cases: Sequence[CaseSummary]) -> Table:
         "tokens/s",
     )
     return Table(headings, tuple(lines), num_names=2)
+
+
+def sweep_table(cases: Sequence[CaseSummary], option: str) -> Table:
+    """Accepted drafts per cycle by the value of an option (`bench run --sweep`), on every category.
+
+    The last column is their mean: of the categories that the rows were chosen by
+    (`averages.of_categories`).
+    """
+    lines = []
+    categories = sorted({category for case in cases for category in case.by_category})
+    for case in cases:
+        name, options = parse_method(case.case.method)
+        if option in options:
+            value = options.pop(option)
+            own = [case.by_category.get(category) for category in categories]
+            cells = [number(one.accepted_per_cycle if one else None) for one in own]
+            lines.append(
+                (method_name(name, options), value, *cells, number(case.accepted_per_cycle))
+            )
+    return Table(("method", option, *categories, "mean"), tuple(lines), num_names=2)
 
 
 def stage_table(cases: Sequence[CaseSummary]) -> Table:

@@ -33,6 +33,11 @@ class Divergence:
     def is_near_tie(self) -> bool:
         return self.margin is not None and self.margin.is_near_tie
 
+    @property
+    def is_defect(self) -> bool:
+        """Whether it is a mistake of ours: no near-tie, and no difference of `transformers`' loops."""
+        return not (self.is_near_tie or is_peer(self.row.case.method))
+
 
 @dataclass(frozen=True, slots=True)
 class Trust:
@@ -51,14 +56,14 @@ class Trust:
     num_defects: int
 
 
-def is_peer(case: Case) -> bool:
-    """Whether the case is a loop of `transformers`, and not one of ours."""
-    return case.method.split()[0] == "transformers"
+def is_peer(method: str) -> bool:
+    """Whether the method is a loop of `transformers`, and not one of ours."""
+    return method.split()[0] == "transformers"
 
 
 def is_comparable(case: Case) -> bool:
     """Whether outputs of the case should be those of our plain loop."""
-    is_other_law = is_peer(case) and case.sampling != GREEDY
+    is_other_law = is_peer(case.method) and case.sampling != GREEDY
     return case.method != OUR_PLAIN and not is_other_law
 
 

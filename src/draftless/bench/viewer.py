@@ -10,7 +10,7 @@ from draftless.bench import averages
 from draftless.bench.rows import Case, Row, Turn
 from draftless.bench.summary import CaseSummary
 
-SOURCES = ("retrieval", "denoised", "noise", "recycled", "draft")
+SOURCES = ("retrieval", "denoised", "noise", "recycled", "adaptive", "draft")
 NUM_COLORS = 7
 METHODS_PER_GROUP = 2
 MAX_TOKENS = 160

@@ -9,6 +9,7 @@ import typer
 
 from draftless.cli.bench import bench_app
 from draftless.cli.common import fail
+from draftless.cli.data import data_app
 from draftless.cli.demo import demo
 from draftless.cli.generate import generate
 from draftless.cli.train import train_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(demo)
 app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
 

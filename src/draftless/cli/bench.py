@@ -12,13 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from draftless.cli import bench_options, options
-from draftless.cli.common import load_model, model_name, progress_bar, stderr
-from draftless.errors import ConfigError
+from draftless.cli.bench_methods import read_samplings, read_variants, split
+from draftless.cli.common import load_model, model_name, progress_bar, set_up_torch, stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from draftless.bench.methods import Sampling
     from draftless.bench.rows import Row
     from draftless.bench.runner import Plan, Run
     from draftless.bench.summary import CaseSummary
@@ -44,6 +43,7 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     raw: bench_options.Raw = False,
     drafters: bench_options.Drafters = None,
     drafter_option: bench_options.DrafterOption = None,
+    sweep: bench_options.Sweep = None,
     temperature: bench_options.Temperatures = None,
     top_k: options.TopK = 0,
     top_p: options.TopP = 1.0,
@@ -67,10 +67,9 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
 
     [bold]Examples[/bold]
 
-        draftless bench run ./my-model --temperature 0,1 --output runs/mine
-        draftless bench run ./my-model --suite prompts.jsonl --drafters none,tr-jacobi
+        draftless bench run ./my-model --suite prompts.jsonl --temperature 0,1 --output runs/mine
         draftless bench run ./my-model --suite spec-bench --data question.jsonl --max-new-tokens 1024
-        draftless bench run --drafter-option tr-jacobi.budget=32 --no-peers
+        draftless bench run --drafter-option sdsat.steps=2 --sweep sdsat.k=1..13 --no-peers
     """
     from draftless.bench.questions import load_suite
     from draftless.bench.runner import RunOptions, check_folder, make_plan
@@ -80,8 +79,8 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     chosen = RunOptions(
         name=called,
         suite=suite_name,
-        drafters=_drafters(drafters),
-        drafter_options=read_drafter_options(drafter_option or []),
+        drafters=tuple(split(drafters)) or None,
+        variants=read_variants(drafter_option or [], sweep or []),
         samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
         max_new_tokens=max_new_tokens,
         repeats=repeats,
@@ -92,24 +91,29 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     )
     questions = load_suite(suite, data)
     check_folder(folder, is_resumed=resume)
-    _set_up(threads)
+    set_up_torch(threads)
     loaded = load_model(model, dtype=dtype, device=device, drafter="none")
     if not carry_out(make_plan(loaded, questions, chosen), folder, resume, spec_bench_out):
         raise typer.Exit(1)
 
 
 @bench_app.command()
-def report(runs: bench_options.Runs, output: bench_options.ReportFolder = Path("report")) -> None:
+def report(
+    runs: bench_options.Runs,
+    output: bench_options.ReportFolder = Path("report"),
+    categories: bench_options.Categories = None,
+) -> None:
     """Make one HTML page, Markdown and JSON of one run or of several.
 
     [bold]Examples[/bold]
 
         draftless bench report runs/mine --output report
         draftless bench report runs/before runs/after --output report
+        draftless bench report runs/mine --categories code,sql --output report-code
     """
     from draftless.bench.report import write_report
 
-    typer.echo(str(write_report(list(runs), output)))
+    typer.echo(str(write_report(list(runs), output, split(categories))))
 
 
 @bench_app.command()
@@ -162,54 +166,6 @@ def quality(  # noqa: PLR0913 - the command line is derived from the signature
     typer.echo(file.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def _drafters(names: Sequence[str] | None) -> tuple[str, ...]:
-    from draftless.drafters.registry import DRAFTERS
-
-    return tuple(_split(names) or DRAFTERS)
-
-
-def read_samplings(
-    temperatures: Sequence[str], *, top_k: int, top_p: float, min_p: float
-) -> tuple[Sampling, ...]:
-    """One sampling per temperature; greedy has no use for top-k, top-p and min-p.
-
-    Raises:
-        ConfigError: one is not a temperature, or all are 0 although something else is given.
-    """
-    from draftless.bench.methods import Sampling
-
-    found = []
-    for value in _split(temperatures):
-        try:
-            temperature = float(value)
-        except ValueError as error:
-            raise ConfigError(f"temperature {value!r} is not a number") from error
-        found.append(Sampling(temperature, top_k, top_p, min_p) if temperature else Sampling())
-    if (top_k or top_p < 1.0 or min_p) and all(sampling.is_greedy for sampling in found):
-        raise ConfigError("top-k, top-p and min-p need a temperature above 0: --temperature 0,1")
-    return tuple(dict.fromkeys(found))
-
-
-def read_drafter_options(values: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`NAME.KEY=VALUE` by drafter; a value is read as YAML (8, 0.5, false, text).
-
-    Raises:
-        ConfigError: one has another form.
-    """
-    import yaml
-
-    found: dict[str, dict[str, Any]] = {}
-    for value in values:
-        path, equals, text = value.partition("=")
-        name, dot, key = path.partition(".")
-        if not (equals and dot and name and key):
-            raise ConfigError(
-                f"--drafter-option {value!r} is not NAME.KEY=VALUE, such as tr-jacobi.budget=32"
-            )
-        found.setdefault(name, {})[key] = yaml.safe_load(text)
-    return found
-
-
 def carry_out(plan: Plan, folder: Path, is_resumed: bool, spec_bench_out: Path | None) -> bool:
     """Measure what is missing and show the result; returns whether all outputs are as they must be."""
     from draftless.bench.runner import Run
@@ -249,7 +205,6 @@ def show_result(folder: Path) -> bool:
     """Print the table of a run; returns whether all outputs are plain decoding's or near-ties."""
     from draftless.bench.answers import answers
     from draftless.bench.rows import read_rows
-    from draftless.bench.runner import is_defect
     from draftless.bench.summary import summarise
 
     summary = summarise(read_rows(folder))
@@ -261,7 +216,7 @@ def show_result(folder: Path) -> bool:
         for note in told[group].notes:
             console.print(Text(note, style="dim"), soft_wrap=True)
         console.print()
-    defects = [one.row for one in summary.divergences if is_defect(one.row)]
+    defects = [one.row for one in summary.divergences if one.is_defect]
     if defects:
         methods = ", ".join(sorted({row.case.method for row in defects}))
         message = (
@@ -328,27 +283,10 @@ def _show_plan(plan: Plan, started: Run) -> None:
     )
     if plan.too_long:
         stderr.print(f"{len(plan.too_long)} questions are too long for the model's context")
-    for peer, reason in plan.peers_skipped.items():
-        stderr.print(f"left out: {peer}: {reason}")
-
-
-def _set_up(threads: int | None) -> None:
-    """Threads of torch; warnings of `transformers` would tear the progress bar."""
-    import torch
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads={threads} is below 1")
-        torch.set_num_threads(threads)
+    for name, reason in plan.left_out.items():
+        stderr.print(f"left out: {name}: {reason}")
 
 
 def _short_name(model: str | None) -> str:
     """The last part of a folder or hub id."""
     return model_name(None) if model is None else Path(model).resolve().name
-
-
-def _split(values: Sequence[str] | None) -> list[str]:
-    """Values with commas between them, or given several times."""
-    return [part.strip() for value in values or () for part in value.split(",") if part.strip()]

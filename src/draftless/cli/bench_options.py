@@ -36,13 +36,23 @@ Raw = Annotated[
 
 Drafters = Annotated[
     list[str] | None,
-    _option(_METHODS, "Drafters, with commas between them. Default: all."),
+    _option(
+        _METHODS,
+        "Drafters, with commas between them. Default: all that the checkpoint was trained for.",
+    ),
 ]
 DrafterOption = Annotated[
     list[str] | None,
     _option(
         _METHODS,
         "NAME.KEY=VALUE: this drafter runs with these options, too, as one more method.",
+    ),
+]
+Sweep = Annotated[
+    list[str] | None,
+    _option(
+        _METHODS,
+        "NAME.KEY=VALUES, such as sdsat.k=1..13 or tr-jacobi.budget=8,16: every value is one more method, with the --drafter-option values of that drafter.",
     ),
 ]
 Temperatures = Annotated[
@@ -79,6 +89,11 @@ Runs = Annotated[
     list[Path], typer.Argument(metavar="RUN...", help="Folders that `bench run` has written.")
 ]
 ReportFolder = Annotated[Path, typer.Option("--output", help="Folder for the report.")]
+
+Categories = Annotated[
+    list[str] | None,
+    typer.Option(help="These categories only, with commas between them. Default: all."),
+]
 
 # draftless bench quality
 Before = Annotated[str | None, typer.Option(help="Compare with this model: a folder or a hub id.")]

@@ -28,6 +28,24 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def set_up_torch(threads: int | None) -> None:
+    """Threads of torch; warnings of `transformers` would tear the progress bar.
+
+    Raises:
+        ConfigError: `threads` is below 1.
+    """
+    import torch
+    from transformers.utils import logging
+
+    from draftless.errors import ConfigError
+
+    logging.set_verbosity_error()
+    if threads is not None:
+        if threads < 1:
+            raise ConfigError(f"threads={threads} is below 1")
+        torch.set_num_threads(threads)
+
+
 def load_model(
     model: str | None,
     *,

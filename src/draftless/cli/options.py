@@ -54,7 +54,10 @@ Stop = Annotated[
 
 Drafter = Annotated[
     str | None,
-    _option(_DRAFTING, "none, prompt-lookup or tr-jacobi. Default: what the checkpoint names."),
+    _option(
+        _DRAFTING,
+        "none, prompt-lookup, recycling, tr-jacobi or sdsat. Default: what the checkpoint names.",
+    ),
 ]
 Budget = Annotated[
     int | None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,6 +174,9 @@ def _prepare(config: Any) -> Run:
     from draftless.training.trainer import prepare
 
     logging.disable_progress_bar()
+    # Both are so on purpose: the head never says an adaptive token, and checkpoints hold its row.
+    warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
     with stderr.status("Reading data and model ..."):
         return prepare(config)
 

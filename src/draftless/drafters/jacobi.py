@@ -23,8 +23,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from draftless.drafters.common import best_ids, check_least, competing
 from draftless.drafters.ngram import RETRIEVAL, NgramIndex
-from draftless.errors import ConfigError
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
 from draftless.types import DraftTree, Row, StepRecord
 
@@ -76,11 +76,14 @@ class TRJacobiDrafter:
         vocab_size: int | None = None,
         couple: bool = True,
     ) -> None:
-        least = {"budget": 2, "depth": 1, "top_k": 1, "retrieval_ngram": 1, "retrieval_len": 0}
-        for name, low in least.items():
-            value = locals()[name]
-            if value < low:
-                raise ConfigError(f"{name}={value} of tr-jacobi is below {low}")
+        check_least(
+            "tr-jacobi",
+            budget=(budget, 2),
+            depth=(depth, 1),
+            top_k=(top_k, 1),
+            retrieval_ngram=(retrieval_ngram, 1),
+            retrieval_len=(retrieval_len, 0),
+        )
         self._budget = budget
         self._depth = depth
         self._top_k = top_k
@@ -131,28 +134,9 @@ class TRJacobiDrafter:
         """The `top_k` guesses of each row of `logits [m, V]`, for the next `m` positions."""
         if not len(logits):
             return []
-        params = row.params
-        if row.noise is None or not self._couple:
-            ranked: list[list[int]] = logits.topk(
-                min(self._top_k, logits.shape[1])
-            ).indices.tolist()
-            return ranked
-        scores = logits.float() / params.temperature
-        first = len(row.token_ids)
-        positions = range(first, first + len(scores))
-        if params.top_k or params.top_p < 1.0 or params.min_p:
-            # The target will cut the tail off, so a guess from the tail cannot win either.
-            scores, ids = scores.topk(min(_LIKELY, scores.shape[1]))
-            noisy = scores + row.noise(positions, ids)
-            best = noisy.topk(min(self._top_k, scores.shape[1])).indices
-            ranked = ids.gather(1, best).tolist()
-        else:
-            noisy = scores + row.noise(positions, None)
-            ranked = noisy.topk(min(self._top_k, scores.shape[1])).indices.tolist()
+        scores, ids = competing(row, logits, self._top_k, couple=self._couple)
+        ranked: list[list[int]] = best_ids(scores, ids, self._top_k)[1].tolist()
         return ranked
-
-
-_LIKELY = 32  # guesses that compete under the noise when the target truncates its own tail
 
 
 class _State:

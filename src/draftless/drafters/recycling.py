@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from draftless.errors import ConfigError
+from draftless.drafters.common import check_least
 from draftless.layout import tree_layout
 from draftless.types import DraftTree, Row, StepRecord
 
@@ -184,11 +184,7 @@ class RecyclingDrafter:
         borrow: bool = True,
         keep_table: bool = False,
     ) -> None:
-        least = {"budget": 2, "depth": 1, "top_k": 1}
-        for name, low in least.items():
-            value = locals()[name]
-            if value < low:
-                raise ConfigError(f"{name}={value} of recycling is below {low}")
+        check_least("recycling", budget=(budget, 2), depth=(depth, 1), top_k=(top_k, 1))
         self._budget = budget
         self._depth = depth
         self._top_k = top_k

@@ -15,7 +15,11 @@ DRAFTERS = {
     "prompt-lookup": "draftless.drafters.ngram:PromptLookupDrafter",
     "recycling": "draftless.drafters.recycling:RecyclingDrafter",
     "tr-jacobi": "draftless.drafters.jacobi:TRJacobiDrafter",
+    "sdsat": "draftless.drafters.sdsat:SDSATDrafter",
 }
+
+NEED_TRAINING = ("sdsat",)
+"""Drafters that a checkpoint must have been trained for; the others work with any model."""
 
 
 def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter:

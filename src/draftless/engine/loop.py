@@ -50,12 +50,12 @@ def make_request(
     """Check a prompt and prepare its row, noise, sampler and stops.
 
     Raises:
-        InputError: for an empty prompt, ids outside the vocabulary, or a prompt that leaves no
-            room in the model's context.
-        ConfigError: an option names an id outside the vocabulary.
+        InputError: for an empty prompt, ids outside the vocabulary or for input only, or a prompt
+            that leaves no room in the model's context.
+        ConfigError: an option names an id outside the vocabulary, or forces one for input only.
     """
     _check_prompt(prompt_ids, target)
-    check_token_ids(params, target.vocab_size)
+    check_token_ids(params, target.vocab_size, target.input_only_ids)
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
     if params.eos_token_ids is not None:
@@ -79,6 +79,12 @@ def _check_prompt(prompt_ids: Sequence[int], target: TargetModel) -> None:
     if low < 0 or high >= target.vocab_size:
         raise InputError(
             f"token id {low if low < 0 else high} lies outside the vocabulary 0..{target.vocab_size - 1}"
+        )
+    input_only = set(target.input_only_ids).intersection(prompt_ids)
+    if input_only:
+        raise InputError(
+            f"the prompt holds {sorted(input_only)}: adaptive tokens, which this model reads while "
+            "it drafts and which are no text; leave them out"
         )
     limit = target.max_positions
     if limit is not None and len(prompt_ids) >= limit:

@@ -5,7 +5,7 @@ Order and conditions are those of `GenerationMixin._get_logits_processor`; a tes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -15,11 +15,14 @@ from draftless.errors import ConfigError
 from draftless.params import SamplingParams
 
 
-def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse ids that the model does not have, before any work.
+def check_token_ids(
+    params: SamplingParams, vocab_size: int, input_only_ids: Collection[int] = ()
+) -> None:
+    """Refuse ids that the model does not have or does not emit, before any work.
 
     Raises:
-        ConfigError: an option names an id outside `0 .. vocab_size-1`.
+        ConfigError: an option names an id outside `0 .. vocab_size-1`, or forces an id that is
+            input only.
     """
     forced = {"forced_bos_token_id": params.forced_bos_token_id,
               "forced_eos_token_id": params.forced_eos_token_id}  # fmt: skip
@@ -37,6 +40,8 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
                 raise ConfigError(
                     f"{name} holds token id {token_id}, outside the vocabulary 0..{vocab_size - 1}"
                 )
+            if name in forced and token_id in input_only_ids:
+                raise ConfigError(f"{name}={token_id} is an adaptive token, which is never emitted")
 
 
 def make_processors(

@@ -30,23 +30,39 @@ class TargetModel:
         vocab_size: ids are `0 .. vocab_size-1`.
         max_positions: largest number of tokens in a row, or None.
         device: where the weights are.
+        input_only_ids: ids that are fed and never emitted (SDSAT's adaptive tokens): `forward`
+            gives them the logit -inf, so no drafter and no sampler ever sees them.
     """
 
-    def __init__(self, model: PreTrainedModel, attention: Attention = "draftless") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention: Attention = "draftless",
+        *,
+        input_only_ids: Sequence[int] = (),
+    ) -> None:
         """Check `model` and switch its attention.
 
         Our attention stays set on the model; everything else of `transformers` keeps working on it.
 
         Raises:
             CapabilityError: if exact tree decoding cannot work with this model.
-            ConfigError: if `attention` is unknown or the family does not allow it.
+            ConfigError: if `attention` is unknown or the family does not allow it, or an id of
+                `input_only_ids` lies outside the vocabulary.
         """
         check_model(model)
         self.model = model.eval()
         self.config = model.config.get_text_config()
         self.device: torch.device = next(model.parameters()).device
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        outside = [i for i in input_only_ids if not 0 <= i < self.vocab_size]
+        if outside:
+            raise ConfigError(
+                f"input_only_ids {outside} lie outside the vocabulary 0..{self.vocab_size - 1}; "
+                "give ids that the model's embedding has"
+            )
         self.max_positions = context_limit(model.config)
+        self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
         heads = self.config.num_attention_heads
         stock_attention = model.config._attn_implementation
         try:
@@ -62,6 +78,8 @@ class TargetModel:
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
+        self.input_only_ids = tuple(input_only_ids)
+        self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
 
     @classmethod
     def from_pretrained(
@@ -71,6 +89,7 @@ class TargetModel:
         attention: Attention = "draftless",
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        input_only_ids: Sequence[int] = (),
     ) -> TargetModel:
         """Load a checkpoint folder or hub id.
 
@@ -86,7 +105,8 @@ class TargetModel:
             raise
         except Exception as error:
             raise ArtifactError(f"cannot load a model from {str(path)!r}: {error}") from error
-        return cls(model.to(device) if device is not None else model, attention)
+        model = model.to(device) if device is not None else model
+        return cls(model, attention, input_only_ids=input_only_ids)
 
     def _set_attention(self, attention: Attention) -> None:
         if attention not in (ATTENTION_NAME, "sdpa", "eager"):
@@ -190,7 +210,8 @@ class TargetModel:
             logits_to_keep: only the last nodes' logits; 0 keeps all.
 
         Returns:
-            `[R, W, V]` logits in the model's dtype; rows beyond a tree's size are padding.
+            `[R, W, V]` logits in the model's dtype; rows beyond a tree's size are padding, and
+            the ids that are input only have -inf.
         """
         width = max(len(ids) for ids in token_ids)
         rows = slice(first_row, first_row + len(token_ids))
@@ -210,6 +231,8 @@ class TargetModel:
             use_cache=True,
             logits_to_keep=logits_to_keep,
         ).logits
+        if self.input_only_ids:
+            logits.index_fill_(-1, self._input_only, -torch.inf)
         return logits
 
     def _masks(

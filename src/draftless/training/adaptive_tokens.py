@@ -20,22 +20,20 @@ def add_adaptive_tokens(model: PreTrainedModel, count: int) -> tuple[int, ...]:
     first = model.get_input_embeddings().weight.shape[0]
     model.resize_token_embeddings(first + count, mean_resizing=False)
     ids = tuple(range(first, first + count))
-    start_at_mean(model, ids)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        start_at_mean(table.weight, ids)
     return ids
 
 
-def start_at_mean(model: PreTrainedModel, adaptive_ids: Sequence[int]) -> None:
-    """Set the rows of `adaptive_ids` to the mean of the other rows, in embedding and head."""
-    tables = {
-        id(table.weight): table.weight  # a tied head is the same tensor
-        for table in (model.get_input_embeddings(), model.get_output_embeddings())
-        if table is not None
-    }
-    with torch.no_grad():
-        for weight in tables.values():
-            others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-            others[list(adaptive_ids)] = False
-            weight[list(adaptive_ids)] = weight[others].float().mean(0).to(weight.dtype)
+@torch.no_grad()
+def start_at_mean(
+    weight: torch.Tensor,  # [V, H]
+    adaptive_ids: Sequence[int],
+) -> None:
+    """Set the rows of `adaptive_ids` to the mean of the other rows."""
+    others = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    others[list(adaptive_ids)] = False
+    weight[list(adaptive_ids)] = weight[others].float().mean(0).to(weight.dtype)
 
 
 def unassigned_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
@@ -48,7 +46,7 @@ def unassigned_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 def take_unassigned(
     model: PreTrainedModel, tokenizer: Any, adaptive_ids: Sequence[int]
 ) -> tuple[int, ...]:
-    """Check that `adaptive_ids` are free and start them at the mean.
+    """Check that `adaptive_ids` are free and start them at the mean; an untied head stays as it is.
 
     Raises:
         ConfigError: the tokenizer uses one of them, or the embedding has no row for it.
@@ -61,7 +59,7 @@ def take_unassigned(
                 f"id {token_id} cannot be an adaptive token: the tokenizer uses it or the "
                 f"embedding has no row for it; {some}; leave --adaptive-ids out to add new ones"
             )
-    start_at_mean(model, adaptive_ids)
+    start_at_mean(model.get_input_embeddings().weight, adaptive_ids)
     return tuple(adaptive_ids)
 
 

@@ -164,8 +164,20 @@ class TrainConfig:
             raise ConfigError(
                 "adaptive blocks beside inline noise would see it as context; use mode='branch'"
             )
+        is_plain = not self.adaptive and (not self.noise or is_inline or self.clean_share == 1)
+        if self.kl_weight and is_plain:
+            raise ConfigError(
+                "kl_weight needs blocks: adaptive tokens, or noise with mode='branch'"
+            )
+        if self.from_scratch is not None and (self.frozen or self.kl_weight):
+            raise ConfigError(
+                "from_scratch has no original weights to keep to; leave frozen and kl_weight out"
+            )
+        self._check_adaptive()
+
+    def _check_adaptive(self) -> None:
         if not self.adaptive:
-            for name in ("frozen", "adaptive_first", "distinct"):
+            for name in ("frozen", "adaptive_first", "distinct", "adaptive_ids"):
                 if getattr(self, name):
                     raise ConfigError(f"{name} needs adaptive tokens; use draftless train sdsat")
         if self.frozen and (self.noise or self.lora or self.kl_weight):

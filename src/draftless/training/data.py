@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from draftless.errors import InputError
-from draftless.jsonl import read_objects
+from draftless.jsonl import Line, read_lines
 from draftless.noise import hash_ids
 from draftless.prompts import IGNORED_LABEL, PromptFormat, Record, check_messages
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
-
 
 Check = Callable[[Record, str], None]
 """Raises `InputError` for a record that cannot be used; the text says where it stands."""
@@ -51,18 +50,18 @@ def read_records(
     """
     path = Path(source)
     if path.is_file():
-        places = list(read_objects(path))
+        lines = list(read_lines(path))
     elif path.is_dir() and (files := _split_files(path, split)):
-        places = [pair for file in files for pair in read_objects(file)]
+        lines = [line for file in files for line in read_lines(file)]
     elif path.suffix in (".jsonl", ".json", ".gz"):
         raise InputError(f"{source} does not exist")
     else:
-        places = list(_read_hugging_face(str(source), split))
-    if not places:
+        lines = list(_read_hugging_face(str(source), split))
+    if not lines:
         raise InputError(f"{source} has no records (split {split!r})")
-    for place, record in places:
-        check(record, place)
-    return [record for _, record in places]
+    for line in lines:
+        check(line.value, line.place)
+    return [line.value for line in lines]
 
 
 def encode_records(
@@ -114,7 +113,7 @@ def _split_files(folder: Path, split: str) -> list[Path]:
     return [file for file in files if file.name.startswith(split)] or files
 
 
-def _read_hugging_face(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_hugging_face(name: str, split: str) -> Iterator[Line]:
     try:
         import datasets
     except ImportError as error:
@@ -135,5 +134,5 @@ def _read_hugging_face(name: str, split: str) -> Iterator[tuple[str, dict[str, A
         if split not in dataset:
             raise InputError(f"{name} has no split {split!r}; it has {sorted(dataset)}")
         dataset = dataset[split]
-    for number, record in enumerate(dataset):
-        yield f"{name}[{number}]", dict(record)
+    for number, record in enumerate(dataset, start=1):
+        yield Line(name, number, dict(record))

@@ -82,6 +82,8 @@ class DraftCollator:
         pad_id = tokenizer.pad_token_id
         pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         special_ids = frozenset(tokenizer.all_special_ids)
+        if adaptive is not None:  # one of a gap in the tokenizer could be drawn as noise, too
+            special_ids |= frozenset(adaptive.adaptive_ids)
         return cls(
             inner or PaddingCollator(pad_id),
             NoisePlanner(settings, special_ids, len(tokenizer)) if settings else None,

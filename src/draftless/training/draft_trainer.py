@@ -109,7 +109,8 @@ class DraftTrainer(Trainer):
             switched_off = original.disable_adapter()
         else:
             original, switched_off = self._original.to(inputs["input_ids"].device), nullcontext()
-        with switched_off:
+        # The copy was never prepared for mixed precision; rounding would be a divergence.
+        with switched_off, self.accelerator.autocast():
             logits = original(**inputs).logits
         return without_ids(logits.float(), self._settings.adaptive_ids)
 

@@ -95,7 +95,7 @@ def prepare(config: TrainConfig) -> Run:
     if not train:
         raise ConfigError(f"eval_share={config.eval_share} holds all documents back")
     rows = pack_documents(train, config.row_length) if config.row_length else train
-    model, dtype = _make_model(config)
+    model, dtype = _make_model(config, tokenizer)
     adaptive_ids = _adaptive_ids(config, model, tokenizer)
     has_adapters = config.lora or config.frozen
     return Run(
@@ -129,15 +129,24 @@ def _make_collator(
 
 
 def choose_format(config: TrainConfig, tokenizer: Any, records: Sequence[Record]) -> PromptFormat:
-    """`auto`: the chat template for messages, strings joined otherwise."""
+    """`auto`: what the checkpoint was trained with; else the chat template for messages, or strings
+    joined."""
     kind = config.format
     if kind == "auto":
+        before = _manifest(config)
+        if before is not None and before.prompt_format is not None:
+            return before.prompt_format
         kind = "chat" if "messages" in records[0] else "plain"
     if kind == "chat":
         return PromptFormat(kind="chat")
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token, so responses would never end")
     return PromptFormat(suffix=config.suffix, bos=tokenizer.bos_token_id is not None)
+
+
+def _manifest(config: TrainConfig) -> Manifest | None:
+    """Of the checkpoint that the run starts from."""
+    return read_manifest(config.model) if Path(config.model).is_dir() else None
 
 
 def _load(kind: Any, name: str, **options: Any) -> Any:
@@ -147,7 +156,7 @@ def _load(kind: Any, name: str, **options: Any) -> Any:
         raise ArtifactError(f"cannot load {name!r}: {error}") from error
 
 
-def _make_model(config: TrainConfig) -> tuple[PreTrainedModel, torch.dtype]:
+def _make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, torch.dtype]:
     """The model in fp32, and the dtype of its checkpoint."""
     torch.manual_seed(config.seed)  # random weights and adapters
     shape = _load(AutoConfig, config.model)
@@ -160,6 +169,9 @@ def _make_model(config: TrainConfig) -> tuple[PreTrainedModel, torch.dtype]:
         # What follows from the sizes is dropped with them, or a stale value would contradict.
         known = shape.to_dict()
         known.update({name: None for name in ("head_dim", "layer_types") if name in known})
+        known["vocab_size"] = len(
+            tokenizer
+        )  # without the adaptive ids of the model it is shaped after
         shape = type(shape).from_dict({**known, **config.from_scratch})
         return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
     model = _load(AutoModelForCausalLM, config.model, dtype=torch.float32)
@@ -171,9 +183,15 @@ def _make_model(config: TrainConfig) -> tuple[PreTrainedModel, torch.dtype]:
 def _check_masks(config: TrainConfig, family: str, text: Any) -> None:
     """Refuse families whose layers would not all honour the blocks' mask."""
     remedy = "" if config.adaptive else "; use --mode inline"
-    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+    kinds, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
+    if "sliding_attention" in (kinds or ()):
         raise CapabilityError(
             f"blocks need one mask for all layers; {family} has layers with a sliding window{remedy}"
+        )
+    if kinds is None and window is not None and window < config.max_length:
+        raise CapabilityError(  # a 4-D mask switches such a window off
+            f"{family} has a window of {window} tokens, which documents of {config.max_length} "
+            f"outgrow; use --max-length {window}{remedy}"
         )
     if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
         raise CapabilityError(
@@ -185,14 +203,23 @@ def _adaptive_ids(config: TrainConfig, model: PreTrainedModel, tokenizer: Any) -
     """The ids of the adaptive tokens: those that the checkpoint has, those asked for, or new ones."""
     if not config.adaptive:
         return ()
-    manifest = read_manifest(config.model) if Path(config.model).is_dir() else None
-    known = manifest.methods.get("sdsat", {}).get("adaptive_ids") if manifest else None
+    manifest = None if config.from_scratch else _manifest(config)
+    known = tuple(manifest.methods.get("sdsat", {}).get("adaptive_ids", ())) if manifest else ()
+    wanted = config.block_length if config.distinct else 1
+    if known:  # trained before: goes on from there
+        if len(known) != wanted or config.adaptive_ids not in (None, known):
+            raise ConfigError(
+                f"{config.model} has the adaptive ids {', '.join(map(str, known))}: leave "
+                f"--adaptive-ids out and {_id_options(len(known))}"
+            )
+        return known
     if config.adaptive_ids is not None:
         return take_unassigned(model, tokenizer, config.adaptive_ids)
-    wanted = config.block_length if config.distinct else 1
-    if known is not None and len(known) == wanted:
-        return tuple(known)  # trained before: goes on from there
     return add_adaptive_tokens(model, wanted)
+
+
+def _id_options(count: int) -> str:
+    return "do not use --distinct" if count == 1 else f"use --distinct --block-length {count}"
 
 
 def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -344,10 +371,14 @@ def save(run: Run, trainer: DraftTrainer, metrics: Mapping[str, float]) -> None:
 def _methods(run: Run) -> dict[str, dict[str, Any]]:
     """What the checkpoint was trained for; what the model could do before is kept."""
     config = run.config
-    before = read_manifest(config.model) if Path(config.model).is_dir() else None
+    before = _manifest(config)
     methods = {name: dict(method) for name, method in (before.methods if before else {}).items()}
-    if config.from_scratch is not None or not config.frozen:
-        methods = {}  # other weights: what was taught before may be lost
+    if config.from_scratch is not None:
+        methods = {}
+    elif not config.frozen:
+        # Other weights: what was taught before may be lost. Adaptive ids stay what they are: input
+        # only, so the manifest must go on naming them.
+        methods = {name: methods[name] for name in ("sdsat",) if name in methods}
     if config.adaptive:
         methods["sdsat"] = {
             "adaptive_ids": list(run.adaptive_ids),

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from draftless.bench.loops import looping_tokens
 from draftless.bench.quality.loss import clean_loss
 from draftless.bench.quality.records import QualityRecord
 from draftless.bench.quality.sandbox import namespaces
 from draftless.bench.quality.scoring import Numerals, score_output
 from draftless.bench.rows import append_line, read_lines
 from draftless.errors import ArtifactError, ConfigError, DraftlessError, InputError
+from draftless.loops import looping_tokens
 from draftless.model import Draftless
 from draftless.params import SamplingParams
 from draftless.prompts import PromptFormat

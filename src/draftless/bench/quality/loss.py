@@ -16,6 +16,8 @@ def token_losses(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [n] float32, [n] bool
     """Cross-entropy of each token behind the context, in one plain forward pass.
 
+    The model is judged as it decodes: it never says an id that is input only.
+
     Args:
         target: its model runs as `transformers` runs it: no cache, no tree.
         token_ids: the whole text; its last token is only predicted, so one more than the model's
@@ -29,6 +31,7 @@ def token_losses(
     num_judged = len(token_ids) - num_context
     output = target.model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=num_judged)
     logits = output.logits[0].float()  # [n, V]
+    logits[:, list(target.input_only_ids)] = -torch.inf
     wanted = ids[0, num_context:]
     return F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1) == wanted
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from draftless.bench.questions import first_field, is_mbpp_test
 from draftless.errors import InputError
+from draftless.jsonl import read_lines
 
 # Where HumanEval and MBPP lie in a data folder.
 _CODE_FILES = {
@@ -99,28 +99,12 @@ def _files(folder: Path, *, with_code: bool) -> list[tuple[str, Path]]:
 
 def _read(file: Path, domain: str | None) -> Iterator[QualityRecord]:
     name = file.name.removesuffix(".gz").removesuffix(".jsonl")
-    try:
-        text = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        lines = text.decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            record = _parse(line, f"{file}, line {number}")
-            own = str(domain or record.get("domain") or _guessed_domain(record, name))
-            one = _record(record, f"{name}-{number}", own, f"{file}, line {number}")
-            if own != "mbpp" or is_mbpp_test(one.record_id):
-                yield one
-
-
-def _parse(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place} is not JSON: {error}") from error
-    if not isinstance(record, Mapping):
-        raise InputError(f"{place} is no object")
-    return record
+    for line in read_lines(file):
+        record = line.value
+        own = str(domain or record.get("domain") or _guessed_domain(record, name))
+        one = _record(record, f"{name}-{line.number}", own, line.place)
+        if own != "mbpp" or is_mbpp_test(one.record_id):
+            yield one
 
 
 def _guessed_domain(record: Mapping[str, Any], name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftless.bench.loops import looping_tokens
+from draftless.loops import looping_tokens
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""`draftless data`: training data that a model makes itself."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import typer
+
+from draftless.cli import data_options, options
+from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
+
+if TYPE_CHECKING:
+    from draftless.regenerate import Regeneration
+
+data_app = typer.Typer(no_args_is_help=True, help="Make training data.")
+
+
+@data_app.callback()
+def data() -> None:
+    """Make training data."""
+
+
+@data_app.command()
+def regenerate(  # noqa: PLR0913 - the command line is derived from the signature
+    prompts: data_options.Prompts,
+    output: data_options.Output,
+    model: data_options.Model = None,
+    split: data_options.Split = "train",
+    limit: data_options.Limit = None,
+    drop_loops: data_options.DropLoops = True,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    seed: data_options.Seed = 0,
+    batch_size: data_options.BatchSize = 32,
+    drafter: data_options.Drafter = "none",
+    resume: data_options.Resume = False,
+    threads: data_options.Threads = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+) -> None:
+    """Let a model write its own responses to prompts, to train drafting on what it says itself.
+
+    A response that was cut at --max-new-tokens is kept and marked "finish_reason": "length";
+    training teaches no end after it. After a kill, the same with --resume goes on.
+
+    [bold]Examples[/bold]
+
+        draftless data regenerate --model ./my-model --prompts sft.jsonl --output own.jsonl
+        draftless data regenerate --model ./my-model --prompts sft.jsonl --output own.jsonl --resume
+        draftless data regenerate --prompts data --output own.jsonl --temperature 0.8 --limit 1000
+    """
+    from draftless.dialogue import check_prompt
+    from draftless.regenerate import RegenerateOptions, Regeneration, check_output
+    from draftless.training.data import read_records
+
+    chosen = RegenerateOptions(
+        max_new_tokens, temperature, top_k, top_p, seed, batch_size, drop_loops
+    )
+    check_output(output, is_resumed=resume)
+    records = read_records(prompts, split, check_prompt)[:limit]
+    set_up_torch(threads)
+    loaded = load_model(model, dtype=dtype, device=device, drafter=drafter)
+    write(Regeneration(loaded, records, output, chosen, is_resumed=resume))
+
+
+def write(run: Regeneration) -> None:
+    """Carry it out under a progress bar; Ctrl-C ends it with a word on how to go on."""
+    pending = run.num_pending
+    try:
+        with progress_bar() as progress:
+            task = progress.add_task("Generating", total=pending)
+            for count in run.batches() if pending else ():
+                done = f"{run.counts['tokens']} tokens"
+                progress.update(task, advance=count, description=done)
+    except KeyboardInterrupt:
+        stderr.print(
+            f"stopped; what is complete stands in {shlex.quote(str(run.output))}. "
+            "To go on, give the same command with --resume",
+            soft_wrap=True,
+        )
+        raise
+    counts = run.counts
+    stderr.print(
+        f"{run.output}: {counts['written']} of {run.num_records} records written, "
+        f"{counts['unfinished']} of them cut at --max-new-tokens; left out: "
+        f"{counts['too_long']} too long for the context, {counts['loops']} loops",
+        soft_wrap=True,
+    )

@@ -1,0 +1,61 @@
+"""What several drafters share: options with a lower bound, and ranking under the target's noise."""
+
+from __future__ import annotations
+
+import torch
+
+from draftless.errors import ConfigError
+from draftless.types import Row
+
+_LIKELY = 32  # tokens that compete under the noise when the target truncates its own tail
+
+
+def check_least(drafter: str, **options: tuple[int, int]) -> None:
+    """Refuse options below their least value; each option is given as `(value, least)`.
+
+    Raises:
+        ConfigError: naming the drafter, the option, its value and the limit.
+    """
+    for name, (value, least) in options.items():
+        if value < least:
+            raise ConfigError(f"{name}={value} of {drafter} is below {least}")
+
+
+def competing(
+    row: Row,
+    logits: torch.Tensor,  # [m, V]
+    count: int,
+    *,
+    couple: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scores under which tokens compete for the next `m` positions of a row.
+
+    Greedy, these are the logits. Sampled, they are `logits / T`, and with `couple` the noise of the
+    target's own draws at these positions is added (DESIGN 2); where the target truncates its tail,
+    only the likeliest tokens (at least `count`) compete then, because none of the tail can win.
+
+    Returns:
+        Scores `[m, n]`, and the ids `[m, n]` that they belong to, or None for the vocabulary.
+    """
+    params = row.params
+    if row.noise is None:
+        return logits, None
+    scores = logits.float() / params.temperature
+    if not couple:
+        return scores, None
+    first = len(row.token_ids)
+    positions = range(first, first + len(scores))
+    if not params.top_k and params.top_p >= 1.0 and not params.min_p:
+        return scores + row.noise(positions, None), None
+    scores, ids = scores.topk(min(max(_LIKELY, count), scores.shape[1]))
+    return scores + row.noise(positions, ids), ids
+
+
+def best_ids(
+    scores: torch.Tensor,  # [m, n]
+    ids: torch.Tensor | None,  # [m, n]
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # scores and ids, [m, min(count, n)] each
+    """The `count` best of what `competing` returns, the best first."""
+    best = scores.topk(min(count, scores.shape[1]))
+    return best.values, best.indices if ids is None else ids.gather(1, best.indices)

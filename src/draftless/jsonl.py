@@ -1,0 +1,81 @@
+"""JSON lines: one object per line, plain or gzipped; what is broken is named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from draftless.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One object, and where it stands.
+
+    Attributes:
+        file: its name.
+        number: of the line, from 1.
+        value: the object.
+    """
+
+    file: str
+    number: int
+    value: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return f"{self.file}, line {self.number}"
+
+
+def read_lines(file: Path) -> Iterator[Line]:
+    """The objects of a file; blank lines are skipped.
+
+    Args:
+        file: UTF-8; `.gz` is unpacked.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not a JSON object.
+    """
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with cast("IO[str]", opener(file, "rt", encoding="utf-8")) as lines:
+            yield from parse_lines(lines, str(file))
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def parse_lines(lines: Iterable[str], name: str) -> Iterator[Line]:
+    """As `read_lines`, from lines that `name` names in errors."""
+    for number, text in enumerate(lines, start=1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{name}, line {number} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise InputError(
+                f"{name}, line {number} is no JSON object but of type {type(value).__name__}"
+            )
+        yield Line(name, number, value)
+
+
+def append_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines in one piece and force them to the disk, or raise the `OSError` of a full disk."""
+    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    with file.open("ab") as lines:
+        lines.write(text.encode())
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def cut_half_line(file: Path) -> None:
+    """Cut off what a kill left behind the last complete line."""
+    with file.open("rb+") as lines:
+        lines.truncate(lines.read().rfind(b"\n") + 1)

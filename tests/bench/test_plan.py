@@ -1,0 +1,60 @@
+"""What a run will measure, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
+from draftless.drafters.registry import DRAFTERS
+from draftless.errors import ConfigError
+from support.bench import fresh_model, small_plan
+
+
+def test_the_cases_are_what_was_asked_for() -> None:
+    plan = small_plan(
+        drafters=("prompt-lookup",),
+        variants=(("tr-jacobi", {"couple": False, "budget": 8}), ("tr-jacobi", {"budget": 4})),
+        samplings=(Sampling(), Sampling(1.0, top_p=0.9)),
+        has_peers=True,
+    )
+    ours = ["none", "prompt-lookup", "tr-jacobi [couple=False, budget=8]"]
+    ours.append("tr-jacobi [budget=4]")
+    greedy = [case.method for case in plan.methods if case.sampling == "greedy"]
+    sampled = [case.method for case in plan.methods if case.sampling == "T=1 top-p=0.9"]
+    assert greedy == [TRANSFORMERS, PEER_LOOKUP, "transformers early-exit", *ours]
+    assert sampled == [TRANSFORMERS, PEER_LOOKUP, *ours]
+    assert {(case.model, case.dtype) for case in plan.methods} == {("wide", "float32")}
+    assert plan.left_out == {"transformers early-exit, T=1 top-p=0.9": "greedy only"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"drafters": ("medusa",)},
+        {"variants": (("medusa", {"budget": 8}),)},
+        {"variants": (("tr-jacobi", {"colour": 8}),)},
+        {"repeats": 0},
+        {"limit": 0},
+        {"max_new_tokens": 0},
+        {"samplings": ()},
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        small_plan(**options)
+
+
+def test_drafters_that_need_training_are_left_out_unless_named() -> None:
+    untrained = fresh_model(adaptive_ids=())
+    plan = small_plan(untrained)
+    methods = [case.method for case in plan.methods]
+    assert methods == [name for name in DRAFTERS if name != "sdsat"]
+    assert list(plan.left_out) == ["sdsat"]
+    assert "sdsat" not in plan.facts()["options"]["drafters"]
+    assert not small_plan(untrained, drafters=("none",)).left_out
+    for options in ({"drafters": ("sdsat",)}, {"variants": (("sdsat", {"k": 3}),)}):
+        with pytest.raises(ConfigError, match="adaptive tokens"):
+            small_plan(untrained, **options)
+    assert [case.method for case in small_plan().methods] == list(DRAFTERS)

@@ -1,0 +1,58 @@
+"""Lines are read strictly, and appended so that a kill leaves nothing but half a line."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from draftless.errors import InputError
+from draftless.jsonl import Line, append_lines, cut_half_line, read_lines
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_lines_know_where_they_stand(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    # U+2028 ends a line for `str.splitlines`, but not here.
+    data = '{"a": 1}\n\n  \n{"b": "x\u2028y"}'.encode()
+    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
+    lines = list(read_lines(file))
+    assert lines == [Line(str(file), 1, {"a": 1}), Line(str(file), 4, {"b": "x\u2028y"})]
+    assert lines[1].place == f"{file}, line 4"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b"\n[1]", r"a\.jsonl, line 2 is no JSON object but of type list"),
+        ("a.jsonl", b'{"a": "\xff"}', r"a\.jsonl cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], r"a\.jsonl\.gz cannot be read"),
+        ("a.jsonl.gz", b'{"a": 1}', r"a\.jsonl\.gz cannot be read"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        list(read_lines(tmp_path / name))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read"):
+        list(read_lines(tmp_path / "a.jsonl"))
+
+
+def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    append_lines(file, [{"a": "猫"}, {"b": 2}])
+    append_lines(file, [])
+    whole = file.read_bytes()
+    assert whole == '{"a": "猫"}\n{"b": 2}\n'.encode()
+    for half in (b"", b"{", '{"c": "猫'.encode()[:-1], b'{"c": 3}'):
+        file.write_bytes(whole + half)
+        cut_half_line(file)
+        assert file.read_bytes() == whole
+    file.write_bytes(b'{"a')
+    cut_half_line(file)
+    assert file.read_bytes() == b""
