@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 
+from draftless.drafters.ngram import RETRIEVAL
 from draftless.types import DraftTree
 
 ADAPTIVE, PROBE = "adaptive", "probe"  # the sources of drafts and of probes
@@ -27,6 +28,7 @@ class TreeGrowth:
     Args:
         candidates: per depth, tokens and the chance of each if all before are accepted, best first.
         rates: per slot, how often it is right; as many as a chain may have probes.
+        chain: one path whose tokens are known from elsewhere, and the chance of each likewise.
         max_depth: deepest useful draft. A probe at this depth or below would speak for places
             that no later step drafts.
     """
@@ -36,8 +38,16 @@ class TreeGrowth:
         candidates: Sequence[Sequence[tuple[int, float]]],
         rates: Sequence[float],
         max_depth: int,
+        chain: Sequence[tuple[int, float]] = (),
     ) -> None:
         self._candidates = candidates[:max_depth]
+        self._chain = chain[:max_depth]
+        # What may follow a node of the chain: the candidates of its depth and the chain's next token.
+        self._beside_chain = [
+            _joined(token, chance, self._candidates[depth] if depth < len(self._candidates) else ())
+            for depth, (token, chance) in enumerate(self._chain)
+        ]
+        self._on_chain: list[bool] = []
         self._rates = rates
         self._max_depth = max_depth
         self._heap: list[tuple[float, int, int, int]] = []  # -gain, order, node, rank or -1
@@ -59,7 +69,7 @@ class TreeGrowth:
         while num_rows > 0 and self._heap:
             gain, _, node, rank = heapq.heappop(self._heap)
             if rank >= 0:
-                token_id, chance = self._candidates[self._depths[node]][rank]
+                token_id, chance = self._options(node)[rank]
                 self._add_node(node, token_id, self._reach[node] * chance)
                 self._push_draft(node, rank + 1)
             elif self._gain_of_probe(node) < -gain - _SAME:
@@ -79,9 +89,11 @@ class TreeGrowth:
         self._num_probes.append(0)
         if parent < 0:
             self._depths.append(0)
+            self._on_chain.append(True)
             self._held.append([0.0] * num_slots)
             self._from.append([num_slots] * num_slots)
         else:
+            self._on_chain.append(self._carries_chain(parent, token_id))
             self._depths.append(self._depths[parent] + 1)
             self._children[parent].append(node)
             doubt = _DOUBT * self._reach[parent]
@@ -92,10 +104,22 @@ class TreeGrowth:
         self._push_draft(node, 0)
         self._push_probe(node)
 
-    def _push_draft(self, node: int, rank: int) -> None:
+    def _options(self, node: int) -> Sequence[tuple[int, float]]:
+        """What may follow a node, the likeliest first."""
         depth = self._depths[node]
-        if depth < len(self._candidates) and rank < len(self._candidates[depth]):
-            self._push(self._reach[node] * self._candidates[depth][rank][1], node, rank)
+        if self._on_chain[node] and depth < len(self._chain):
+            return self._beside_chain[depth]
+        return self._candidates[depth] if depth < len(self._candidates) else ()
+
+    def _carries_chain(self, parent: int, token_id: int) -> bool:
+        depth = self._depths[parent]
+        is_next = depth < len(self._chain) and self._chain[depth][0] == token_id
+        return self._on_chain[parent] and is_next
+
+    def _push_draft(self, node: int, rank: int) -> None:
+        options = self._options(node)
+        if rank < len(options):
+            self._push(self._reach[node] * options[rank][1], node, rank)
 
     def _push_probe(self, node: int) -> None:
         num_probes = self._num_probes[node]
@@ -158,8 +182,15 @@ class TreeGrowth:
             tuple(token_ids),
             tuple(parents),
             is_probe=(*[False] * (1 + num_drafts), *[True] * num_probes) if num_probes else (),
-            sources=("", *[ADAPTIVE] * num_drafts, *[PROBE] * num_probes),
+            sources=("", *map(self._source, order[1:]), *[PROBE] * num_probes),
         )
+
+    def _source(self, node: int) -> str:
+        """Adaptive where a slot says the token, too."""
+        depth = self._depths[node] - 1
+        said = self._candidates[depth] if depth < len(self._candidates) else ()
+        is_adaptive = any(token_id == self._tokens[node] for token_id, _ in said)
+        return ADAPTIVE if is_adaptive or not self._on_chain[node] else RETRIEVAL
 
     def _preorder(self) -> list[int]:
         order, stack = [], [0]
@@ -168,3 +199,12 @@ class TreeGrowth:
             order.append(node)
             stack.extend(reversed(self._children[node]))
         return order
+
+
+def _joined(
+    token_id: int, chance: float, candidates: Sequence[tuple[int, float]]
+) -> list[tuple[int, float]]:
+    """Candidates and one token from elsewhere: right by either of them, or by what is left."""
+    found = {candidate: share * (1.0 - chance) for candidate, share in candidates}
+    found[token_id] = found.get(token_id, 0.0) + chance
+    return sorted(found.items(), key=lambda pair: -pair[1])

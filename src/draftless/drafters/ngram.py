@@ -25,7 +25,11 @@ class NgramIndex:
         self._num_indexed = 0
 
     def continuation(self, token_ids: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens after the newest earlier match of the longest suffix.
+        """Up to `count` tokens after the newest earlier match of the longest suffix."""
+        return self.match(token_ids, count)[0]
+
+    def match(self, token_ids: Sequence[int], count: int) -> tuple[list[int], int]:
+        """Up to `count` tokens after the newest earlier match of the longest suffix, and its length.
 
         Where the match lies so near the end that fewer tokens follow, what follows is read on
         into the continuation itself: a text with period `p` goes on with period `p`.
@@ -36,8 +40,8 @@ class NgramIndex:
                 continue
             end = self._ends.get(tuple(token_ids[-length:]))
             if end is not None:
-                return self._read(token_ids, end, count)
-        return []
+                return self._read(token_ids, end, count), length
+        return [], 0
 
     def _index(self, token_ids: Sequence[int]) -> None:
         """Add the n-grams that end before the last token; the newest end wins."""

@@ -16,7 +16,8 @@ drafts and probes by expected gain.
 Differs from the reference implementation, whose bugs are listed with their tests in
 `tests/unit/test_sdsat.py`: sampled drafts are the best candidates under the noise of the target's own
 draws, in a tree that follows their probabilities instead of a fixed one, and are verified exactly.
-`top_k=1` gives the paper's greedy chain.
+What followed the longest earlier match of the text's end competes with the candidates, as TR-Jacobi
+does it. The paper is `steps=2, top_k=1, retrieval_len=0`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ import torch
 
 from draftless.drafters.common import best_ids, check_least, competing
 from draftless.drafters.growth import TreeGrowth
+from draftless.drafters.ngram import NgramIndex
 from draftless.errors import ConfigError
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 
 _FIRST_RATE, _RATE_FALLS = 0.65, 0.85  # how often a slot is right, before anything is counted
 _RATE_WEIGHT = 4.0  # how many counts this is worth
 _SHARE_WEIGHT = 2.0  # ... and how many right candidates the shares as they are
+_MAX_NGRAM = 3
+# How often a retrieved token is right after a match of 1, 2, ... tokens (docs/log.md), and how many
+# counts this is worth.
+_GREEDY_HITS = (0.30, 0.36, 0.80, 0.85, 0.90)
+_SAMPLED_HITS = (0.06, 0.10, 0.20, 0.40, 0.60)
+_HITS_WEIGHT = 4.0
 _STEEPEST = 6  # log-odds beyond it share the outermost bucket
 
 
@@ -49,10 +57,11 @@ class SDSATDrafter:
         budget: most nodes of a tree, root and probes included.
         top_k: most candidates per depth; 1 makes chains.
         couple: rank candidates under the keyed noise of their positions when sampling.
+        retrieval_len: length of a retrieved chain that competes with the candidates; 0 for none.
         vocab_size: for checking the ids.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - these are the options of one method
         self,
         adaptive_ids: Sequence[int] = (),
         steps: int = 1,
@@ -60,6 +69,7 @@ class SDSATDrafter:
         budget: int = 70,
         top_k: int = 8,
         couple: bool = True,
+        retrieval_len: int = 8,
         vocab_size: int | None = None,
     ) -> None:
         if not adaptive_ids:
@@ -75,12 +85,14 @@ class SDSATDrafter:
         if steps not in (1, 2):
             raise ConfigError(f"steps={steps} of sdsat is neither 1 nor 2")
         check_least("sdsat", k=(k, 1), budget=(budget, 2), top_k=(top_k, 1))
+        check_least("sdsat", retrieval_len=(retrieval_len, 0))
         self._adaptive_ids = tuple(adaptive_ids)
         self._steps = steps
         self._k = k
         self._budget = budget
         self._top_k = top_k
         self._couple = couple
+        self._retrieval_len = retrieval_len
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
 
     def reset(self, row: Row) -> None:
@@ -93,7 +105,10 @@ class SDSATDrafter:
         candidates = state.calibrated()
         is_drafting = self._steps == 1 or not candidates
         rates = [state.rate(slot) for slot in range(1, self._k + 1)] if is_drafting else []
-        growth = TreeGrowth(candidates, rates, row.max_depth)
+        chain: list[tuple[int, float]] = []
+        if self._retrieval_len and (candidates or self._steps == 1):
+            chain = state.retrieve(row, self._retrieval_len)
+        growth = TreeGrowth(candidates, rates, row.max_depth, chain)
         growth.spend(self._budget - 1)
         return growth.tree(row.token_ids[-1], self._adaptive_ids)
 
@@ -173,6 +188,11 @@ class _State:
     """
 
     candidates: list[Candidates] = field(default_factory=list)
+    _index: NgramIndex = field(default_factory=lambda: NgramIndex(_MAX_NGRAM))
+    _retrieved: list[int] = field(default_factory=list)
+    _matched: int = 0  # length of the match that it followed
+    _matches: dict[int, int] = field(default_factory=dict)  # per length, tokens that were checked
+    _hits: dict[int, int] = field(default_factory=dict)  # ... and how many were right
     _expected: dict[int, float] = field(default_factory=dict)  # per bucket, the sum of the shares
     _right: dict[int, int] = field(default_factory=dict)  # ... and how many were the target's token
     _tried: dict[int, int] = field(default_factory=dict)  # per slot, how often it was drafted from
@@ -196,8 +216,31 @@ class _State:
         accepted = self._accepted.get(slot, 0) + _RATE_WEIGHT * prior
         return accepted / (self._tried.get(slot, 0) + _RATE_WEIGHT)
 
+    def retrieve(self, row: Row, count: int) -> list[tuple[int, float]]:
+        """The retrieved chain, and the chance of each token if all before are right."""
+        self._retrieved, self._matched = self._index.match(row.token_ids, min(count, row.max_depth))
+        priors = _GREEDY_HITS if row.noise is None else _SAMPLED_HITS
+        chain = []
+        for place, token_id in enumerate(self._retrieved):
+            length = min(self._matched + place, len(priors))  # a token that is right is one more
+            hits = self._hits.get(length, 0) + _HITS_WEIGHT * priors[length - 1]
+            chain.append((token_id, hits / (self._matches.get(length, 0) + _HITS_WEIGHT)))
+        return chain
+
+    def _learn_retrieved(self, verdict: Verdict) -> None:
+        for place, (token_id, right) in enumerate(
+            zip(self._retrieved, verdict.token_ids, strict=False)
+        ):
+            length = min(self._matched + place, len(_GREEDY_HITS))
+            self._matches[length] = self._matches.get(length, 0) + 1
+            if token_id != right:
+                break
+            self._hits[length] = self._hits.get(length, 0) + 1
+        self._retrieved = []
+
     def learn(self, verdict: Verdict) -> None:
         """Count what came of the candidates. All that stand before the last token were right."""
+        self._learn_retrieved(verdict)
         num_accepted = verdict.num_accepted_tokens
         pairs = zip(self.candidates, verdict.token_ids, strict=False)
         for depth, (found, token_id) in enumerate(pairs):

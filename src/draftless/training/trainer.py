@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PrinterCallback,
@@ -20,15 +17,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from draftless.errors import ArtifactError, CapabilityError, ConfigError
-from draftless.manifest import Manifest, read_manifest, write_manifest
+from draftless.errors import ConfigError
+from draftless.manifest import Manifest, write_manifest
 from draftless.prompts import PromptFormat, Record
 from draftless.provenance import collect_provenance
-from draftless.training.adaptive_tokens import (
-    add_adaptive_tokens,
-    suppress_in_generation,
-    take_unassigned,
-)
+from draftless.training.adaptive_tokens import suppress_in_generation
 from draftless.training.checkpoint import prepare_folder
 from draftless.training.config import TrainConfig
 from draftless.training.data import encode_records, hold_back, read_records
@@ -36,6 +29,14 @@ from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 from draftless.training.draft_trainer import DraftTrainer, LossSettings
 from draftless.training.noise_runs import NoiseSettings
 from draftless.training.packing import pack_documents
+from draftless.training.start_model import (
+    choose_adaptive_ids,
+    frozen_copy,
+    load,
+    make_model,
+    start_manifest,
+    with_adapters,
+)
 
 LOG_NAME = "training_log.json"
 _EVAL_BATCH = 4
@@ -84,7 +85,7 @@ def prepare(config: TrainConfig) -> Run:
         ConfigError: options contradict each other.
     """
     records = read_records(config.data, config.split)
-    tokenizer = _load(AutoTokenizer, config.model)
+    tokenizer = load(AutoTokenizer, config.model)
     prompt_format = choose_format(config, tokenizer, records)
     documents = encode_records(records, tokenizer, prompt_format, config.max_length)
     if config.eval_data is not None:
@@ -95,13 +96,13 @@ def prepare(config: TrainConfig) -> Run:
     if not train:
         raise ConfigError(f"eval_share={config.eval_share} holds all documents back")
     rows = pack_documents(train, config.row_length) if config.row_length else train
-    model, dtype = _make_model(config, tokenizer)
-    adaptive_ids = _adaptive_ids(config, model, tokenizer)
+    model, dtype = make_model(config, tokenizer)
+    adaptive_ids = choose_adaptive_ids(config, model, tokenizer)
     has_adapters = config.lora or config.frozen
     return Run(
         config=config,
-        model=_with_adapters(model, config, adaptive_ids) if has_adapters else model,
-        original=_frozen_copy(model) if config.kl_weight and not has_adapters else None,
+        model=with_adapters(model, config, adaptive_ids) if has_adapters else model,
+        original=frozen_copy(model) if config.kl_weight and not has_adapters else None,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
         train=rows,
@@ -133,7 +134,7 @@ def choose_format(config: TrainConfig, tokenizer: Any, records: Sequence[Record]
     joined."""
     kind = config.format
     if kind == "auto":
-        before = _manifest(config)
+        before = start_manifest(config)
         if before is not None and before.prompt_format is not None:
             return before.prompt_format
         kind = "chat" if "messages" in records[0] else "plain"
@@ -142,115 +143,6 @@ def choose_format(config: TrainConfig, tokenizer: Any, records: Sequence[Record]
     if tokenizer.eos_token_id is None:
         raise ConfigError("the tokenizer has no EOS token, so responses would never end")
     return PromptFormat(suffix=config.suffix, bos=tokenizer.bos_token_id is not None)
-
-
-def _manifest(config: TrainConfig) -> Manifest | None:
-    """Of the checkpoint that the run starts from."""
-    return read_manifest(config.model) if Path(config.model).is_dir() else None
-
-
-def _load(kind: Any, name: str, **options: Any) -> Any:
-    try:
-        return kind.from_pretrained(name, **options)
-    except Exception as error:
-        raise ArtifactError(f"cannot load {name!r}: {error}") from error
-
-
-def _make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, torch.dtype]:
-    """The model in fp32, and the dtype of its checkpoint."""
-    torch.manual_seed(config.seed)  # random weights and adapters
-    shape = _load(AutoConfig, config.model)
-    text = shape.get_text_config()
-    if config.has_blocks:
-        _check_masks(config, shape.model_type, text)
-    dtype = shape.dtype or torch.float32
-    attention = config.attention if config.has_blocks else None
-    if config.from_scratch is not None:
-        # What follows from the sizes is dropped with them, or a stale value would contradict.
-        known = shape.to_dict()
-        known.update({name: None for name in ("head_dim", "layer_types") if name in known})
-        known["vocab_size"] = len(
-            tokenizer
-        )  # without the adaptive ids of the model it is shaped after
-        shape = type(shape).from_dict({**known, **config.from_scratch})
-        return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
-    model = _load(AutoModelForCausalLM, config.model, dtype=torch.float32)
-    if attention is not None:
-        model.set_attn_implementation(attention)
-    return model, dtype
-
-
-def _check_masks(config: TrainConfig, family: str, text: Any) -> None:
-    """Refuse families whose layers would not all honour the blocks' mask."""
-    remedy = "" if config.adaptive else "; use --mode inline"
-    kinds, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
-    if "sliding_attention" in (kinds or ()):
-        raise CapabilityError(
-            f"blocks need one mask for all layers; {family} has layers with a sliding window{remedy}"
-        )
-    if kinds is None and window is not None and window < config.max_length:
-        raise CapabilityError(  # a 4-D mask switches such a window off
-            f"{family} has a window of {window} tokens, which documents of {config.max_length} "
-            f"outgrow; use --max-length {window}{remedy}"
-        )
-    if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
-        raise CapabilityError(
-            f"{family} caps its attention scores, which sdpa cannot; use --attention eager{remedy}"
-        )
-
-
-def _adaptive_ids(config: TrainConfig, model: PreTrainedModel, tokenizer: Any) -> tuple[int, ...]:
-    """The ids of the adaptive tokens: those that the checkpoint has, those asked for, or new ones."""
-    if not config.adaptive:
-        return ()
-    manifest = None if config.from_scratch else _manifest(config)
-    known = tuple(manifest.methods.get("sdsat", {}).get("adaptive_ids", ())) if manifest else ()
-    wanted = config.block_length if config.distinct else 1
-    if known:  # trained before: goes on from there
-        if len(known) != wanted or config.adaptive_ids not in (None, known):
-            raise ConfigError(
-                f"{config.model} has the adaptive ids {', '.join(map(str, known))}: leave "
-                f"--adaptive-ids out and {_id_options(len(known))}"
-            )
-        return known
-    if config.adaptive_ids is not None:
-        return take_unassigned(model, tokenizer, config.adaptive_ids)
-    return add_adaptive_tokens(model, wanted)
-
-
-def _id_options(count: int) -> str:
-    return "do not use --distinct" if count == 1 else f"use --distinct --block-length {count}"
-
-
-def _frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    return copy.deepcopy(model).requires_grad_(False).eval()
-
-
-def _with_adapters(
-    model: PreTrainedModel, config: TrainConfig, adaptive_ids: tuple[int, ...]
-) -> Any:
-    """Low-rank adapters (`lora`), rows of adaptive tokens that train alone (`frozen`), or both."""
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError("lora and frozen need peft: pip install 'draftless[train]'") from error
-    embedding = next(
-        name for name, module in model.named_modules() if module is model.get_input_embeddings()
-    )
-    if config.frozen:
-        # As a target, the full name matches this module alone.
-        rows = peft.TrainableTokensConfig(
-            token_indices=list(adaptive_ids), target_modules=[embedding], task_type="CAUSAL_LM"
-        )
-        return peft.get_peft_model(model, rows)
-    lora = peft.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules="all-linear",
-        trainable_token_indices={embedding: list(adaptive_ids)} if adaptive_ids else None,
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, lora)
 
 
 def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> dict[str, float]:
@@ -371,7 +263,7 @@ def save(run: Run, trainer: DraftTrainer, metrics: Mapping[str, float]) -> None:
 def _methods(run: Run) -> dict[str, dict[str, Any]]:
     """What the checkpoint was trained for; what the model could do before is kept."""
     config = run.config
-    before = _manifest(config)
+    before = start_manifest(config)
     methods = {name: dict(method) for name, method in (before.methods if before else {}).items()}
     if config.from_scratch is not None:
         methods = {}

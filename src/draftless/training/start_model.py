@@ -1,0 +1,126 @@
+"""The model that a run starts from: its weights, its adaptive ids, its adapters."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from draftless.errors import ArtifactError, CapabilityError, ConfigError
+from draftless.manifest import Manifest, read_manifest
+from draftless.training.adaptive_tokens import add_adaptive_tokens, take_unassigned
+from draftless.training.config import TrainConfig
+
+
+def start_manifest(config: TrainConfig) -> Manifest | None:
+    """Of the checkpoint that the run starts from."""
+    return read_manifest(config.model) if Path(config.model).is_dir() else None
+
+
+def load(kind: Any, name: str, **options: Any) -> Any:
+    """One of `transformers`' Auto classes from a folder or hub id."""
+    try:
+        return kind.from_pretrained(name, **options)
+    except Exception as error:
+        raise ArtifactError(f"cannot load {name!r}: {error}") from error
+
+
+def make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, torch.dtype]:
+    """The model in fp32, and the dtype of its checkpoint."""
+    torch.manual_seed(config.seed)  # random weights and adapters
+    shape = load(AutoConfig, config.model)
+    text = shape.get_text_config()
+    if config.has_blocks:
+        _check_masks(config, shape.model_type, text)
+    dtype = shape.dtype or torch.float32
+    attention = config.attention if config.has_blocks else None
+    if config.from_scratch is not None:
+        # What follows from the sizes is dropped with them, or a stale value would contradict.
+        known = shape.to_dict()
+        known.update({name: None for name in ("head_dim", "layer_types") if name in known})
+        # Adaptive ids of the model that it is shaped after are not its own.
+        known["vocab_size"] = len(tokenizer)
+        shape = type(shape).from_dict({**known, **config.from_scratch})
+        return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
+    model = load(AutoModelForCausalLM, config.model, dtype=torch.float32)
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    return model, dtype
+
+
+def _check_masks(config: TrainConfig, family: str, text: Any) -> None:
+    """Refuse families whose layers would not all honour the blocks' mask."""
+    remedy = "" if config.adaptive else "; use --mode inline"
+    kinds, window = getattr(text, "layer_types", None), getattr(text, "sliding_window", None)
+    if "sliding_attention" in (kinds or ()):
+        raise CapabilityError(
+            f"blocks need one mask for all layers; {family} has layers with a sliding window{remedy}"
+        )
+    if kinds is None and window is not None and window < config.max_length:
+        raise CapabilityError(  # a 4-D mask switches such a window off
+            f"{family} has a window of {window} tokens, which documents of {config.max_length} "
+            f"outgrow; use --max-length {window}{remedy}"
+        )
+    if getattr(text, "attn_logit_softcapping", None) and config.attention == "sdpa":
+        raise CapabilityError(
+            f"{family} caps its attention scores, which sdpa cannot; use --attention eager{remedy}"
+        )
+
+
+def choose_adaptive_ids(
+    config: TrainConfig, model: PreTrainedModel, tokenizer: Any
+) -> tuple[int, ...]:
+    """The ids of the adaptive tokens: those that the checkpoint has, those asked for, or new ones."""
+    if not config.adaptive:
+        return ()
+    manifest = None if config.from_scratch else start_manifest(config)
+    known = tuple(manifest.methods.get("sdsat", {}).get("adaptive_ids", ())) if manifest else ()
+    wanted = config.block_length if config.distinct else 1
+    if known:  # trained before: goes on from there
+        if len(known) != wanted or config.adaptive_ids not in (None, known):
+            raise ConfigError(
+                f"{config.model} has the adaptive ids {', '.join(map(str, known))}: leave "
+                f"--adaptive-ids out and {_id_options(len(known))}"
+            )
+        return known
+    if config.adaptive_ids is not None:
+        return take_unassigned(model, tokenizer, config.adaptive_ids)
+    return add_adaptive_tokens(model, wanted)
+
+
+def _id_options(count: int) -> str:
+    return "do not use --distinct" if count == 1 else f"use --distinct --block-length {count}"
+
+
+def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def with_adapters(
+    model: PreTrainedModel, config: TrainConfig, adaptive_ids: tuple[int, ...]
+) -> Any:
+    """Low-rank adapters (`lora`), rows of adaptive tokens that train alone (`frozen`), or both."""
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError("lora and frozen need peft: pip install 'draftless[train]'") from error
+    embedding = next(
+        name for name, module in model.named_modules() if module is model.get_input_embeddings()
+    )
+    if config.frozen:
+        # As a target, the full name matches this module alone.
+        rows = peft.TrainableTokensConfig(
+            token_indices=list(adaptive_ids), target_modules=[embedding], task_type="CAUSAL_LM"
+        )
+        return peft.get_peft_model(model, rows)
+    lora = peft.LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=2 * config.lora_rank,
+        target_modules="all-linear",
+        trainable_token_indices={embedding: list(adaptive_ids)} if adaptive_ids else None,
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, lora)
