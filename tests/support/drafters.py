@@ -21,6 +21,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("recycling", {"couple": False}),
     ("tr-jacobi", {"couple": False}),
     ("sdsat", {"couple": False}),
+    ("sdsat", {"retrieval_len": 0}),
+    ("sdsat", {"steps": 2}),
     ("sdsat", {"adaptive_ids": [ADAPTIVE_ID, 3, 11], "top_k": 1}),
 )
 """Options that change what is proposed; they take turns in the cells of the matrix."""
@@ -49,7 +51,8 @@ class PlantedSDSAT:
     """
 
     def __init__(self, texts: Sequence[Sequence[int]], **options: Any) -> None:
-        drafter = registered("sdsat", **options)
+        # Without retrieval, or a text that repeats itself would hide a wrong slot.
+        drafter = registered("sdsat", **{"retrieval_len": 0, **options})
         assert isinstance(drafter, SDSATDrafter)
         self.inner = drafter
         self._texts = texts

@@ -218,7 +218,7 @@ class _State:
 
     def retrieve(self, row: Row, count: int) -> list[tuple[int, float]]:
         """The retrieved chain, and the chance of each token if all before are right."""
-        self._retrieved, self._matched = self._index.match(row.token_ids, min(count, row.max_depth))
+        self._retrieved, self._matched = self._index.match(row.token_ids, count)
         priors = _GREEDY_HITS if row.noise is None else _SAMPLED_HITS
         chain = []
         for place, token_id in enumerate(self._retrieved):
