@@ -36,5 +36,5 @@ def write_tiny_manifest(folder: Path, mode: str, adaptive_ids: tuple[int, ...] =
             "block_targets": "model",
         }
     provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
-    default = next(iter(methods), "prompt-lookup")
+    default = list(methods)[-1] if methods else "prompt-lookup"
     write_manifest(folder, Manifest(methods, default, PromptFormat(), provenance))

@@ -27,52 +27,11 @@ from draftless.drafters.sdsat import SDSATDrafter, ready_slots
 from draftless.errors import ConfigError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import DraftTree, Row, StepRecord, Verdict
-from support.drafters import ADAPTIVE_ID, PLANTED, PlantedSDSAT
+from draftless.types import DraftTree, StepRecord, Verdict
+from support.drafters import PLANTED, PlantedSDSAT
 from support.driving import Job, Result, make_row, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
-
-ID = ADAPTIVE_ID
-
-
-def propose(drafter: SDSATDrafter, row: Row) -> DraftTree:
-    (tree,) = drafter.propose([row])
-    assert tree.token_ids[0] == row.token_ids[-1]
-    return tree
-
-
-def probes(tree: DraftTree) -> list[int]:
-    return [node for node, flag in enumerate(tree.is_probe) if flag]
-
-
-def drafts(tree: DraftTree) -> list[int]:
-    return [node for node in range(1, tree.num_nodes) if node not in probes(tree)]
-
-
-def observe(
-    drafter: SDSATDrafter,
-    row: Row,
-    tree: DraftTree,
-    says: dict[int, Sequence[int]],
-    path: tuple[int, ...] = (0,),
-    drawn: int = 0,
-) -> None:
-    """A step that accepted `path` and drew a token; node `n` predicts `says[n]`, the best first."""
-    logits = torch.zeros(tree.num_nodes, VOCAB_SIZE)
-    for node, token_ids in says.items():
-        logits[node, list(token_ids)] = torch.arange(6.0, 6.0 - len(token_ids), -1)
-    committed = (*(tree.token_ids[node] for node in path[1:]), drawn)
-    row.token_ids.extend(committed)
-    below = [c for c in tree.layout.children[path[-1]] if c in drafts(tree)]
-    kind = "recovered" if below else "bonus"
-    drafter.observe([StepRecord(row, tree, Verdict(path, committed, kind), logits)])
-
-
-def started(row: Row, **options: Any) -> SDSATDrafter:
-    drafter = SDSATDrafter(**{"adaptive_ids": [ID], "retrieval_len": 0, **options})
-    drafter.reset(row)
-    return drafter
-
+from support.sdsat_steps import ID, drafts, observe, probes, propose, started
 
 # --- slots and places --------------------------------------------------------------------------
 
@@ -244,40 +203,6 @@ def test_tokens_without_mass_are_no_candidates() -> None:
     drafter.observe([StepRecord(row, tree, Verdict((0,), (0,), "bonus"), logits)])
     tree = propose(drafter, row)
     assert {tree.token_ids[node] for node in drafts(tree)} == {5, 6}
-
-
-# --- the retrieved chain ------------------------------------------------------------------------
-
-
-def retrieved(tree: DraftTree) -> list[int]:
-    return [
-        t for t, source in zip(tree.token_ids, tree.sources, strict=True) if source == "retrieval"
-    ]
-
-
-def test_what_followed_the_last_match_is_drafted_no_deeper_than_it_can_be_used() -> None:
-    row = make_row([5, 6, 7, 8, 9, 5, 6])
-    assert retrieved(propose(started(row, retrieval_len=3, budget=9), row)) == [7, 8, 9]
-    row.max_depth = 2
-    assert retrieved(propose(started(row, retrieval_len=3, budget=9), row)) == [7, 8]
-    assert not retrieved(propose(started(row, budget=9), row))
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("is_right", [True, False])
-def test_retrieval_is_trusted_as_far_as_it_was_right(is_right: bool, temperature: float) -> None:
-    """The slots always say 30 and the text says 5, 6, 7, 8: who was right comes first."""
-    text = [5, 6, 7, 8]
-    row = make_row(text * 3, temperature=temperature)
-    drafter = started(row, retrieval_len=1, budget=9, k=1, couple=False)
-    for _ in range(12):
-        tree = propose(drafter, row)
-        drawn = text[len(row.token_ids) % 4] if is_right else 30
-        observe(drafter, row, tree, {node: [30] for node in probes(tree)}, (0,), drawn)
-        if not is_right:
-            row.token_ids[-1:] = text  # what follows is to be found again
-    tree = propose(drafter, row)
-    assert tree.sources[1] == ("retrieval" if is_right else "adaptive")
 
 
 # --- through the engine, with probes that predict the text ---------------------------------------
