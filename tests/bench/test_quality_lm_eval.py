@@ -54,6 +54,7 @@ def log_probs(ids: list[int]) -> torch.Tensor:
     """`[len - 1]` log-probabilities of every id behind the first."""
     with torch.inference_mode():
         logits = bench_model().target.model(torch.tensor([ids]), use_cache=False).logits[0]
+        logits[:, list(bench_model().target.input_only_ids)] = -torch.inf  # it never says them
     return logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 

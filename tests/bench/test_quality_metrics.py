@@ -268,6 +268,8 @@ def test_clean_loss_is_the_plain_cross_entropy_of_the_response() -> None:
     ids = [0, 40, 41, 42, 43, 44]
     with torch.inference_mode():
         logits = target.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+        assert target.input_only_ids, "the model has ids that it never says"
+        logits[:, list(target.input_only_ids)] = -torch.inf
     expected = F.cross_entropy(logits[2:-1], torch.tensor(ids[3:]), reduction="sum")
     assert clean_loss(target, ids, 3) == (pytest.approx(float(expected), rel=1e-5), 3)
     _, greedy = token_losses(target, [*ids[:3], int(logits[2].argmax())], 3)
