@@ -28,7 +28,11 @@ def test_lines_know_where_they_stand(tmp_path: Path, name: str) -> None:
         ("a.jsonl", b'{"a": 1}\n{', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b"\n[1]", r"a\.jsonl, line 2 is no JSON object but of type list"),
         ("a.jsonl", b'{"a": "\xff"}', r"a\.jsonl cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz cannot be read"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9],
+            r"a\.jsonl\.gz cannot be read",
+        ),
         ("a.jsonl.gz", b'{"a": 1}', r"a\.jsonl\.gz cannot be read"),
     ],
 )
