@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner, Result
 
+from draftless.cli import app
 from support.tokenizer import small_tokenizer
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "log", "print"]
@@ -63,3 +65,10 @@ def in_child(function: Callable[[], None]) -> int:
 
 def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train_by_command(method: str, folder: Path, output: Path, *options: str) -> Result:
+    """`draftless train METHOD` on the `model` and `data.jsonl` of a folder."""
+    command = ["train", method, "--model", str(folder / "model"), "--data"]
+    command += [str(folder / "data.jsonl"), "--output", str(output), "--max-length", "128"]
+    return CliRunner().invoke(app, [*command, *options])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from draftless import Draftless
 from draftless.cli import app
@@ -18,21 +19,9 @@ from draftless.manifest import read_manifest
 from draftless.training.config import TrainConfig, build_config
 from draftless.training.trainer import prepare
 from support.tokenizer import small_tokenizer
-from support.training import write_model, write_records
+from support.training import train_by_command
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    write_model(folder / "model")
-    write_records(folder / "data.jsonl")
-    return folder
-
-
-def sdsat(folder: Path, output: Path, *options: str) -> Result:
-    command = ["train", "sdsat", "--model", str(folder / "model"), "--data"]
-    command += [str(folder / "data.jsonl"), "--output", str(output), "--max-length", "128"]
-    return CliRunner().invoke(app, [*command, *options])
+sdsat = partial(train_by_command, "sdsat")
 
 
 def test_one_run_teaches_both_methods(folder: Path, tmp_path: Path) -> None:

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from draftless import Draftless
 from draftless.cli import app
 from draftless.errors import DraftlessError
 from draftless.manifest import read_manifest
 from draftless.training.config import PRESETS, TrainConfig, build_config
-from support.training import write_model, write_records
+from support.training import train_by_command
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    write_model(folder / "model")
-    write_records(folder / "data.jsonl")
-    return folder
-
-
-def msn(folder: Path, output: Path, *options: str) -> Result:
-    command = ["train", "msn", "--model", str(folder / "model"), "--data"]
-    command += [str(folder / "data.jsonl"), "--output", str(output), "--max-length", "128"]
-    return CliRunner().invoke(app, [*command, *options])
+msn = partial(train_by_command, "msn")
 
 
 def test_the_result_is_a_plain_checkpoint_that_drafts(folder: Path, tmp_path: Path) -> None:
