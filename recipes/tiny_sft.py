@@ -167,8 +167,8 @@ def micro_batch_losses(
     the clean token's whole distribution (no gradient flows into it): what a draft has to hit is
     the model's own next token, and a distribution says more than one token drawn from it.
     """
-    mask = torch.zeros(1, dtype=torch.bfloat16).expand(branch_mask(rows).shape)
-    mask = mask.masked_fill(~branch_mask(rows), float("-inf"))
+    seen = branch_mask(rows)
+    mask = torch.zeros(seen.shape, dtype=torch.bfloat16).masked_fill_(~seen, float("-inf"))
     input_ids = torch.tensor([row.ids for row in rows])
     hidden = model.model(
         input_ids=input_ids,

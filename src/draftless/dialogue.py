@@ -8,12 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from draftless.errors import InputError
-from draftless.loops import looping_tokens
+from draftless.loops import LOOP_LIMIT, looping_tokens
 from draftless.prompts import Message, Record, check_messages
 from draftless.types import Output
-
-LOOP_LIMIT = 0.5
-"""Responses with a larger share of their tokens inside repeats are loops."""
 
 KEPT_FIELDS = ("id", "task_id", "question_id", "domain", "category", "source")
 """Fields of a record that stay; the others may speak of the old response."""

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 LOOP_PERIOD = 8
+LOOP_LIMIT = 0.5
+"""A text with a larger share of its tokens inside repeats is a loop."""
 
 
 def looping_tokens(ids: Sequence[int], period: int = LOOP_PERIOD) -> int:

@@ -153,6 +153,7 @@ class Regeneration:
         active = list(window)
         while active:
             active.sort(key=lambda dialogue: dialogue.prompt_len)
+            unfinished: list[Dialogue] = []
             for begin in range(0, len(active), self._options.batch_size):
                 batch = active[begin : begin + self._options.batch_size]
                 prompts = [self._model.encode(dialogue.prompt) for dialogue in batch]
@@ -162,8 +163,10 @@ class Regeneration:
                 ):
                     dialogue.outputs.append(output)
                     self.counts["tokens"] += len(output.token_ids)
-                yield sum(not self._goes_on(dialogue) for dialogue in batch)
-            active = [dialogue for dialogue in active if self._goes_on(dialogue)]
+                going_on = [dialogue for dialogue in batch if self._goes_on(dialogue)]
+                unfinished += going_on
+                yield len(batch) - len(going_on)
+            active = unfinished
 
     def _goes_on(self, dialogue: Dialogue) -> bool:
         """Whether one more response is missing and has room; notes the length of its prompt."""

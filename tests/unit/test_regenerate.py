@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from draftless import Draftless, cli, regenerate
-from draftless.dialogue import LOOP_LIMIT, check_prompt
+from draftless.dialogue import check_prompt
 from draftless.errors import ArtifactError, ConfigError, InputError
-from draftless.loops import looping_tokens
+from draftless.loops import LOOP_LIMIT, looping_tokens
 from draftless.prompts import PromptFormat
 from draftless.regenerate import RegenerateOptions, Regeneration
 from draftless.training.data import encode_records, read_records

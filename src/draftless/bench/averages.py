@@ -10,8 +10,8 @@ import numpy as np
 from draftless.bench.rows import Row, Turn
 from draftless.bench.statistics import Interval, rate_ratio, stratified_interval
 from draftless.errors import ConfigError
+from draftless.loops import LOOP_LIMIT
 
-LOOP_LIMIT = 0.5
 # Spec-Bench reports the eight categories of MT-bench as one.
 MT_BENCH = {
     "writing",

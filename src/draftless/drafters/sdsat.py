@@ -36,14 +36,12 @@ from draftless.errors import ConfigError
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 
 _FIRST_RATE, _RATE_FALLS = 0.65, 0.85  # how often a slot is right, before anything is counted
-_RATE_WEIGHT = 4.0  # how many counts this is worth
-_SHARE_WEIGHT = 2.0  # ... and how many right candidates the shares as they are
+_SHARE_WEIGHT = 2.0  # how many right candidates the shares as they are are worth
 _MAX_NGRAM = 3
-# How often a retrieved token is right after a match of 1, 2, ... tokens (docs/log.md), and how many
-# counts this is worth.
+# How often a retrieved token is right after a match of 1, 2, ... tokens (docs/log.md).
 _GREEDY_HITS = (0.30, 0.36, 0.80, 0.85, 0.90)
 _SAMPLED_HITS = (0.06, 0.10, 0.20, 0.40, 0.60)
-_HITS_WEIGHT = 4.0
+_PRIOR_WEIGHT = 4.0  # how many counts such a first guess is worth
 _STEEPEST = 6  # log-odds beyond it share the outermost bucket
 
 
@@ -84,8 +82,8 @@ class SDSATDrafter:
             )
         if steps not in (1, 2):
             raise ConfigError(f"steps={steps} of sdsat is neither 1 nor 2")
-        check_least("sdsat", k=(k, 1), budget=(budget, 2), top_k=(top_k, 1))
-        check_least("sdsat", retrieval_len=(retrieval_len, 0))
+        least = {"k": (k, 1), "budget": (budget, 2), "top_k": (top_k, 1)}
+        check_least("sdsat", **least, retrieval_len=(retrieval_len, 0))
         self._adaptive_ids = tuple(adaptive_ids)
         self._steps = steps
         self._k = k
@@ -179,6 +177,22 @@ class Candidates:
     shares: dict[int, float]
 
 
+class _Rates:
+    """How often something was right, by key; a first guess stands for what is not counted yet."""
+
+    def __init__(self) -> None:
+        self._tried: dict[int, int] = {}
+        self._right: dict[int, int] = {}
+
+    def add(self, key: int, is_right: bool) -> None:
+        self._tried[key] = self._tried.get(key, 0) + 1
+        self._right[key] = self._right.get(key, 0) + is_right
+
+    def rate(self, key: int, prior: float) -> float:
+        right = self._right.get(key, 0) + _PRIOR_WEIGHT * prior
+        return right / (self._tried.get(key, 0) + _PRIOR_WEIGHT)
+
+
 @dataclass(slots=True)
 class _State:
     """What one request carries from step to step.
@@ -191,12 +205,10 @@ class _State:
     _index: NgramIndex = field(default_factory=lambda: NgramIndex(_MAX_NGRAM))
     _retrieved: list[int] = field(default_factory=list)
     _matched: int = 0  # length of the match that it followed
-    _matches: dict[int, int] = field(default_factory=dict)  # per length, tokens that were checked
-    _hits: dict[int, int] = field(default_factory=dict)  # ... and how many were right
+    _hits: _Rates = field(default_factory=_Rates)  # of retrieved tokens, by length
     _expected: dict[int, float] = field(default_factory=dict)  # per bucket, the sum of the shares
     _right: dict[int, int] = field(default_factory=dict)  # ... and how many were the target's token
-    _tried: dict[int, int] = field(default_factory=dict)  # per slot, how often it was drafted from
-    _accepted: dict[int, int] = field(default_factory=dict)  # ... and how often with success
+    _accepted: _Rates = field(default_factory=_Rates)  # of drafts, by slot
 
     def calibrated(self) -> list[list[tuple[int, float]]]:
         """Candidates per depth with the chance of each, if all tokens before are accepted."""
@@ -212,30 +224,28 @@ class _State:
 
     def rate(self, slot: int) -> float:
         """How often a draft from this slot is accepted, if all tokens before are."""
-        prior = _FIRST_RATE * _RATE_FALLS ** (slot - 1)
-        accepted = self._accepted.get(slot, 0) + _RATE_WEIGHT * prior
-        return accepted / (self._tried.get(slot, 0) + _RATE_WEIGHT)
+        return self._accepted.rate(slot, _FIRST_RATE * _RATE_FALLS ** (slot - 1))
 
     def retrieve(self, row: Row, count: int) -> list[tuple[int, float]]:
         """The retrieved chain, and the chance of each token if all before are right."""
         self._retrieved, self._matched = self._index.match(row.token_ids, count)
         priors = _GREEDY_HITS if row.noise is None else _SAMPLED_HITS
-        chain = []
-        for place, token_id in enumerate(self._retrieved):
-            length = min(self._matched + place, len(priors))  # a token that is right is one more
-            hits = self._hits.get(length, 0) + _HITS_WEIGHT * priors[length - 1]
-            chain.append((token_id, hits / (self._matches.get(length, 0) + _HITS_WEIGHT)))
-        return chain
+        lengths = map(self._match_length, range(len(self._retrieved)))
+        return [
+            (token_id, self._hits.rate(length, priors[length - 1]))
+            for token_id, length in zip(self._retrieved, lengths, strict=True)
+        ]
+
+    def _match_length(self, place: int) -> int:
+        """Tokens that match before a place of the chain: each one that is right is one more."""
+        return min(self._matched + place, len(_GREEDY_HITS))
 
     def _learn_retrieved(self, verdict: Verdict) -> None:
-        for place, (token_id, right) in enumerate(
-            zip(self._retrieved, verdict.token_ids, strict=False)
-        ):
-            length = min(self._matched + place, len(_GREEDY_HITS))
-            self._matches[length] = self._matches.get(length, 0) + 1
+        pairs = zip(self._retrieved, verdict.token_ids, strict=False)
+        for place, (token_id, right) in enumerate(pairs):
+            self._hits.add(self._match_length(place), token_id == right)
             if token_id != right:
                 break
-            self._hits[length] = self._hits.get(length, 0) + 1
         self._retrieved = []
 
     def learn(self, verdict: Verdict) -> None:
@@ -249,9 +259,7 @@ class _State:
                 self._expected[bucket] = self._expected.get(bucket, 0.0) + share
                 self._right[bucket] = self._right.get(bucket, 0) + (candidate == token_id)
             if depth < num_accepted or verdict.last_kind == "recovered":
-                slot = found.slot
-                self._tried[slot] = self._tried.get(slot, 0) + 1
-                self._accepted[slot] = self._accepted.get(slot, 0) + (depth < num_accepted)
+                self._accepted.add(found.slot, depth < num_accepted)
 
 
 def _bucket(share: float) -> int:
