@@ -173,6 +173,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="weights to go on from; else a new model")
+    parser.add_argument("--layers", type=int, default=12, help="of a new model")
+    parser.add_argument("--hidden", type=int, default=384, help="of a new model")
     parser.add_argument("--skip-steps", type=int, default=0, help="of data that --init has seen")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--micro-batches", type=int, default=8, help="per step, over all ranks")
@@ -214,7 +216,7 @@ def main() -> None:
     if args.init:
         model = AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.bfloat16).train()
     else:
-        model = new_model(seed=0).to(torch.bfloat16)
+        model = new_model(0, args.layers, args.hidden).to(torch.bfloat16)
     masters = MasterOptimizer(model, args, rank, world)
     first = newest_state(args.output, world) or 0
     if first:

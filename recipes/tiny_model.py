@@ -47,16 +47,20 @@ AttentionMaskInterface.register(
 )
 
 
-def new_model(seed: int) -> LlamaForCausalLM:
-    """The 15.8M-parameter Llama, fp32, freshly initialised."""
+HEAD_DIM = 64
+
+
+def new_model(seed: int, num_layers: int = 12, hidden_size: int = 384) -> LlamaForCausalLM:
+    """A Llama, fp32, freshly initialised; by default the embedded model's 15.8M parameters."""
     torch.manual_seed(seed)
+    num_heads = hidden_size // HEAD_DIM
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=384,
-        intermediate_size=576,
-        num_hidden_layers=12,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size * 3 // 2,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 3 or 1,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=0,

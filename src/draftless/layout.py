@@ -44,6 +44,11 @@ def tree_layout(parents: tuple[int, ...]) -> TreeLayout:
     return _cached_layout(parents) if len(parents) <= _CACHED_NODES else _layout(parents)
 
 
+EMPTY_LAYOUT = TreeLayout(
+    (), (), (), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+)
+"""Of a row that feeds nothing in a pass of its batch: padding alone."""
+
 _CACHED_NODES = 128  # a prefill chunk's mask is large and seldom needed twice
 
 

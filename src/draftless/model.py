@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from draftless.drafters.registry import DRAFTERS, NEED_TRAINING, default_options, make_drafter
+from draftless.drafters.registry import DRAFTERS, NEED_CHECKPOINT, default_options, make_drafter
 from draftless.engine.generation_config import params_from_generation_config
 from draftless.engine.loop import Request, decode, make_request
 from draftless.engine.target import Attention, TargetModel
@@ -46,11 +46,14 @@ class Draftless:
         tokenizer: PreTrainedTokenizerBase | None,
         drafter: Drafter,
         manifest: Manifest | None = None,
+        folder: Path | None = None,
     ) -> None:
+        """Put the parts together; `folder` is where the files lie that the manifest names."""
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.manifest = manifest
+        self.folder = folder
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
@@ -85,14 +88,15 @@ class Draftless:
             CapabilityError: exact drafting cannot work with this model.
             ConfigError: an option is unknown or cannot be honoured.
         """
-        manifest = None
+        manifest, folder = None, None
         if isinstance(path_or_model, PreTrainedModel):
             if dtype is not None or device is not None:
                 raise ConfigError("dtype and device are those of the loaded model; leave them out")
             target = TargetModel(path_or_model, attention, input_only_ids=input_only_ids)
         else:
             path = embedded_model_path() if path_or_model is None else path_or_model
-            manifest = read_manifest(path) if Path(path).is_dir() else None
+            folder = Path(path) if Path(path).is_dir() else None
+            manifest = read_manifest(folder) if folder else None
             target = TargetModel.from_pretrained(
                 path,
                 attention=attention,
@@ -101,15 +105,15 @@ class Draftless:
                 input_only_ids=(*_adaptive_ids(manifest), *input_only_ids),
             )
             tokenizer = tokenizer or _load_tokenizer(path)
-        model = cls(target, tokenizer, make_drafter("none"), manifest)
+        model = cls(target, tokenizer, make_drafter("none"), manifest, folder)
         chosen = drafter or (manifest.default_drafter if manifest else None) or "prompt-lookup"
         return model.with_drafter(chosen, drafter_options)
 
     @property
     def drafters(self) -> tuple[str, ...]:
-        """Names of the drafters that can be used: some need a checkpoint trained for them."""
-        trained = self.manifest.methods if self.manifest else {}
-        return tuple(name for name in DRAFTERS if name not in NEED_TRAINING or name in trained)
+        """Names of the drafters that can be used: some need something in the checkpoint."""
+        there = self.manifest.methods if self.manifest else {}
+        return tuple(name for name in DRAFTERS if name not in NEED_CHECKPOINT or name in there)
 
     def with_drafter(
         self, drafter: str | Drafter, options: Mapping[str, Any] | None = None
@@ -117,12 +121,12 @@ class Draftless:
         """The same model with another drafter; the weights are shared."""
         if isinstance(drafter, str):
             from_checkpoint = self.manifest.methods.get(drafter, {}) if self.manifest else {}
-            defaults = default_options(drafter, self.target.device.type, self.target.vocab_size)
-            trained = _decoding_options(drafter, from_checkpoint)
+            defaults = default_options(drafter, self.target)
+            trained = _decoding_options(drafter, from_checkpoint, self.folder)
             drafter = make_drafter(drafter, {**defaults, **trained, **(options or {})})
         elif options:
             raise ConfigError("drafter_options go with a drafter's name, not with an object")
-        return Draftless(self.target, self.tokenizer, drafter, self.manifest)
+        return Draftless(self.target, self.tokenizer, drafter, self.manifest, self.folder)
 
     @overload
     def generate(self, prompts: str, params: Params | None = None, **overrides: Any) -> Output: ...
@@ -296,14 +300,21 @@ def _output(request: Request, reason: Any) -> Output:
 _FROM_MANIFEST = {
     "tr-jacobi": {"noise_source": "noise_source"},
     "sdsat": {"adaptive_ids": "adaptive_ids", "block_length": "k"},
+    "layer-skip": {"skip_set": "skip_set", "threshold": "threshold", "depth": "depth"},
+    "knn-ssd": {"store": "store"},
 }
 """Per method, what its entry in `draftless.json` says that is an option of its drafter."""
 
 
-def _decoding_options(drafter: str, method: Mapping[str, Any]) -> dict[str, Any]:
-    """Those parameters of a trained method that its drafter takes."""
-    options = _FROM_MANIFEST.get(drafter, {})
-    return {option: method[name] for name, option in options.items() if name in method}
+def _decoding_options(
+    drafter: str, method: Mapping[str, Any], folder: Path | None
+) -> dict[str, Any]:
+    """Those parameters of a checkpoint's method that its drafter takes; files lie in its folder."""
+    names = _FROM_MANIFEST.get(drafter, {})
+    options = {option: method[name] for name, option in names.items() if name in method}
+    if "store" in options and folder is not None:
+        options["store"] = folder / options["store"]
+    return options
 
 
 def _adaptive_ids(manifest: Manifest | None) -> tuple[int, ...]:

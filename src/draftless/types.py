@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -13,6 +13,7 @@ from draftless.layout import TreeLayout, chain_parents, tree_layout
 
 if TYPE_CHECKING:
     from draftless.params import SamplingParams
+    from draftless.skip_set import SkipSet
 
 FinishReason = Literal["stop", "length", "time", "criteria"]
 """`stop`: an EOS id or a stop string; `length`: max_new_tokens, or the model's context is full;
@@ -114,6 +115,8 @@ class Row:
         noise: the Gumbel noise of the target's own draws, or None if decoding is greedy. The token
             at index `i` of `token_ids` is drawn with the noise of position `i`.
         max_depth: deepest draft that can still be used in this step (context and token limit).
+        prompt_vector: `[hidden]` float32, the mean of the target's final-norm hidden states over the
+            prompt but its last token; None for a prompt of one token.
     """
 
     __slots__ = (
@@ -122,6 +125,7 @@ class Row:
         "noise",
         "params",
         "prompt_len",
+        "prompt_vector",
         "request_id",
         "token_ids",
     )
@@ -139,6 +143,7 @@ class Row:
         self.params = params
         self.noise = noise
         self.max_depth = 0
+        self.prompt_vector: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,8 @@ class StepRecord:
         tree: what was proposed.
         verdict: what became of it.
         logits: `[N, V]` logits of every node, valid only during `observe`; None in streams.
-        time_s: seconds of this step by stage (propose, forward, verify, commit), for all rows.
+        time_s: seconds of this step by stage, for all rows: propose (draft passes apart), draft
+            (those), forward, verify, commit, observe.
     """
 
     row: Row
@@ -167,6 +173,24 @@ class StepRecord:
         return (*named, *[""] * (len(self.verdict.token_ids) - len(named)))
 
 
+class DraftPasses(Protocol):
+    """Passes through part of the target, for the rows of one step. Nothing they write stays."""
+
+    def feed(
+        self, token_ids: Mapping[int, Sequence[int]], skip_set: SkipSet
+    ) -> dict[int, torch.Tensor]:
+        """Feed a chain of tokens to some rows in one pass that leaves out `skip_set`.
+
+        Args:
+            token_ids: per index of a row (in what `propose` was given) the tokens that follow what
+                was fed to it before in this step; the first one of a step is the root.
+            skip_set: the same for all of these rows.
+
+        Returns:
+            Per index `[N, V]` logits after each of its tokens.
+        """
+
+
 class Drafter(Protocol):
     """Proposes trees and learns from steps. Never emits tokens, commits the cache or keeps time.
 
@@ -176,8 +200,11 @@ class Drafter(Protocol):
     def reset(self, row: Row) -> None:
         """A new request begins; its prompt is in `row.token_ids`."""
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
-        """One tree per row; no node deeper than `row.max_depth`, node 0 carries the root token."""
+    def propose(self, rows: Sequence[Row], passes: DraftPasses) -> list[DraftTree]:
+        """One tree per row; no node deeper than `row.max_depth`, node 0 carries the root token.
+
+        `passes` are there for drafters that need draft passes, and valid only now.
+        """
 
     def observe(self, records: Sequence[StepRecord]) -> None:
         """Learn from the steps just made, accepted or not; `logits` are valid only now."""
@@ -187,12 +214,16 @@ class Drafter(Protocol):
 class Statistics:
     """Counts and times of one request. Seconds are shared by the rows of a batch, not divided.
 
+    `num_forward_passes` are those of the target, prefill included; `num_draft_passes` those that the
+    drafter made through part of it.
+
     `acceptance_length` is committed tokens per step and counts the target's own token of each step
     (vLLM's convention): 1.0 means that drafting brought nothing.
     """
 
     num_steps: int = 0
     num_forward_passes: int = 0
+    num_draft_passes: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     num_committed_tokens: int = 0
@@ -230,6 +261,7 @@ class Statistics:
         return {
             "num_steps": self.num_steps,
             "num_forward_passes": self.num_forward_passes,
+            "num_draft_passes": self.num_draft_passes,
             "num_draft_tokens": self.num_draft_tokens,
             "num_accepted_tokens": self.num_accepted_tokens,
             "acceptance_length": self.acceptance_length,

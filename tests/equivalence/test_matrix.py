@@ -3,8 +3,9 @@
 Greedy cells are held against `transformers.generate` on the stock model with its own eager
 attention, sampled ones against our `none` drafter, run alone. A drafter that enters the registry
 enters here by itself; the replay drafter makes sure that each cell could have failed. SDSAT with its
-steps and lengths, as if its model had been trained, and other variants take turns; with `--full` all
-of them go through every cell.
+steps and lengths, as if its model had been trained, layer skipping with another skip set for every row
+(none, half and all sub-layers), and other variants take turns; with `--full` all of them go through
+every cell.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from collections.abc import Sequence
 import pytest
 
 from draftless.drafters.registry import DRAFTERS
+from draftless.skip_set import SkipSet
 from draftless.types import Drafter
-from support.drafters import PLANTED, VARIANTS, PlantedSDSAT, registered
+from support.drafters import PLANTED, VARIANTS, PlantedSDSAT, SkipSetPerRow, registered
 from support.driving import Job, run
 from support.matrix import ROWS, Cell, Plain, all_cells, pairwise, plain_text
 from support.models import target
@@ -60,6 +62,16 @@ def test_every_drafter_writes_the_plain_text(cell: Cell, turns: Sequence[int]) -
                 assert coverage(result.steps) == EVERYTHING
             elif name.startswith("planted"):
                 assert result.request.stats.num_accepted_tokens >= 3, name
+            elif (
+                name == "skip set per row"
+                and cell.mode in ("greedy", "sampled")
+                and cell.stop == "length"
+            ):
+                # The draft does what the target does, as long as no processor stands between.
+                stats = result.request.stats
+                is_whole = drafter.skip_set_of(result.request.row) == SkipSet()  # type: ignore[attr-defined]
+                assert stats.num_draft_tokens
+                assert stats.num_accepted_tokens == stats.num_draft_tokens or not is_whole
 
 
 def varied(turns: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[str, Drafter]:
@@ -68,6 +80,7 @@ def varied(turns: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[str, Dr
     for turn in turns:
         name, options = VARIANTS[turn % len(VARIANTS)]
         found[f"{name} {options}"] = registered(name, **options)
+        found["skip set per row"] = SkipSetPerRow(turn)
         planted = PLANTED[turn % len(PLANTED)]
         found[f"planted sdsat {planted}"] = PlantedSDSAT(texts, **planted)
     return found

@@ -15,11 +15,13 @@ import torch
 import transformers as hf
 from scipy import stats
 
-from draftless.drafters.registry import DRAFTERS, NEED_TRAINING, make_drafter
+from draftless.drafters.layer_skip import LayerSkipDrafter
+from draftless.drafters.registry import DRAFTERS, NEED_CHECKPOINT, make_drafter
 from draftless.drafters.sdsat import SDSATDrafter
 from draftless.engine.sampling import warp
 from draftless.engine.target import TargetModel
 from draftless.params import SamplingParams
+from draftless.skip_set import SkipSet
 from draftless.types import Drafter
 from support.driving import Job, run
 from support.models import build_model
@@ -91,7 +93,7 @@ def chance_of(
 
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.8}], ids=str)
-@pytest.mark.parametrize("name", [n for n in DRAFTERS if n not in ("none", *NEED_TRAINING)])
+@pytest.mark.parametrize("name", [n for n in DRAFTERS if n not in ("none", *NEED_CHECKPOINT)])
 def test_texts_follow_the_exact_law(name: str, options: dict[str, float]) -> None:
     assert chance_of(make_drafter(name), options) > ALPHA
 
@@ -104,6 +106,22 @@ def test_texts_of_sdsat_follow_the_exact_law(
 ) -> None:
     """Whether or not its adaptive token may be emitted."""
     assert chance_of(SDSATDrafter([5], steps=steps), options, *input_only_ids) > ALPHA
+
+
+@pytest.mark.parametrize(
+    ("skip_set", "siblings", "options"),
+    [
+        (SkipSet(), 0, {}),
+        (SkipSet((1,), (0,)), 2, {"top_p": 0.8}),
+        (SkipSet((0, 1), (0, 1)), 3, {}),
+    ],
+    ids=["none", "half", "all"],
+)
+def test_texts_of_layer_skipping_follow_the_exact_law(
+    skip_set: SkipSet, siblings: int, options: dict[str, float]
+) -> None:
+    drafter = LayerSkipDrafter(skip_set, threshold=0.2, depth=2, siblings=siblings)
+    assert chance_of(drafter, options) > ALPHA
 
 
 def test_the_nucleus_rule_of_sdsats_reference_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from typing import Any
 
 import torch
 
+from draftless.drafters.anchor_store import AnchorStore
+from draftless.drafters.layer_skip import LayerSkipDrafter
 from draftless.drafters.registry import default_options, make_drafter
 from draftless.drafters.sdsat import SDSATDrafter
-from draftless.types import Drafter, DraftTree, Row, StepRecord
-from support.models import VOCAB_SIZE
+from draftless.skip_set import SkipSet, SkipSetting
+from draftless.types import Drafter, DraftPasses, DraftTree, Row, StepRecord
+from support.models import HIDDEN_SIZE, VOCAB_SIZE, target
 
 ADAPTIVE_ID = VOCAB_SIZE - 1  # losslessness does not depend on which id is fed as a probe
+
+EVERYTHING = SkipSet((0, 1), (0, 1))  # most families have two layers
+HALF = SkipSet((1,), (0,))
+STOPPED = 0.02  # random models are sure of nothing; this lets some drafts go on and ends others
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("recycling", {"keep_table": True}),
@@ -24,6 +32,10 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sdsat", {"retrieval_len": 0}),
     ("sdsat", {"steps": 2}),
     ("sdsat", {"adaptive_ids": [ADAPTIVE_ID, 3, 11], "top_k": 1}),
+    ("layer-skip", {"skip_set": EVERYTHING, "siblings": 3}),
+    ("layer-skip", {"skip_set": SkipSet(), "threshold": 0.0, "depth": 4}),
+    ("layer-skip", {"adaptive": True, "couple": False, "depth": 3}),
+    ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
 )
 """Options that change what is proposed; they take turns in the cells of the matrix."""
 
@@ -32,9 +44,47 @@ PLANTED = tuple({"steps": steps, "k": k} for steps, k in product((1, 2), (1, 3, 
 
 
 def registered(name: str, **options: Any) -> Drafter:
-    """A drafter of the registry, as on a CPU with a model of `VOCAB_SIZE` tokens."""
-    given = {"adaptive_ids": [ADAPTIVE_ID]} if name == "sdsat" else {}
-    return make_drafter(name, {**default_options(name, "cpu", VOCAB_SIZE), **given, **options})
+    """A drafter of the registry, as on a CPU with any of our tiny models."""
+    given = default_options(name, target("llama"))
+    given.pop("model_fingerprint", None)  # one store serves all tiny models
+    if name == "sdsat":
+        given["adaptive_ids"] = [ADAPTIVE_ID]
+    elif name == "layer-skip":
+        given |= {"skip_set": HALF, "threshold": STOPPED}
+    elif name == "knn-ssd":
+        given["store"] = anchors_everywhere()
+    return make_drafter(name, {**given, **options})
+
+
+@cache
+def anchors_everywhere() -> AnchorStore:
+    """Anchors that send prompts of tiny models to skip sets of none, half and all sub-layers."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(12, HIDDEN_SIZE, generator=generator)
+    sets = {"none": SkipSet(), "half": HALF, "all": EVERYTHING}
+    return AnchorStore(
+        vectors=torch.nn.functional.normalize(vectors),
+        labels=tuple(sets) * 4,
+        max_distance=0.8,
+        settings={name: SkipSetting(skip_set, STOPPED, 4) for name, skip_set in sets.items()},
+        general=SkipSetting(SkipSet((0,), (1,)), STOPPED, 3),
+        kind="samples",
+        model_fingerprint="any tiny model",
+    )
+
+
+class SkipSetPerRow(LayerSkipDrafter):
+    """Layer skipping with sets of none, half and all sub-layers, row by row, from `turn` on."""
+
+    def __init__(self, turn: int) -> None:
+        super().__init__(SkipSet())
+        self._turn = turn
+
+    def skip_set_of(self, row: Row) -> SkipSet:
+        return (SkipSet(), HALF, EVERYTHING)[(row.request_id + self._turn) % 3]
+
+    def setting_of(self, row: Row) -> tuple[SkipSetting, str]:
+        return SkipSetting(self.skip_set_of(row), STOPPED, 4), "skip"
 
 
 class PlantedSDSAT:
@@ -60,8 +110,8 @@ class PlantedSDSAT:
     def reset(self, row: Row) -> None:
         self.inner.reset(row)
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
-        return self.inner.propose(rows)
+    def propose(self, rows: Sequence[Row], passes: DraftPasses) -> list[DraftTree]:
+        return self.inner.propose(rows, passes)
 
     def observe(self, records: Sequence[StepRecord]) -> None:
         self.inner.observe([self._planted(record) for record in records])

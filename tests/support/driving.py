@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,8 @@ from draftless.engine.sampling import PositionNoise
 from draftless.engine.target import TargetModel
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import Drafter, DraftTree, Row, StepRecord
+from draftless.skip_set import SkipSet
+from draftless.types import Drafter, DraftPasses, DraftTree, Row, StepRecord
 from support.models import VOCAB_SIZE
 
 
@@ -88,9 +89,9 @@ class _Audit:
     def reset(self, row: Row) -> None:
         self.inner.reset(row)
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], passes: DraftPasses) -> list[DraftTree]:
         self._check_lengths(rows)
-        trees = self.inner.propose(rows)
+        trees = self.inner.propose(rows, passes)
         for row, tree in zip(rows, trees, strict=True):
             assert tree.token_ids[0] == row.token_ids[-1], "node 0 carries the root token"
         return trees
@@ -108,6 +109,13 @@ class _Audit:
         """The invariant of DESIGN 2: all committed tokens but the last one are cached."""
         lengths = self._caches[0].lengths
         assert lengths == [len(row.token_ids) - 1 for row in rows]
+
+
+class RandomPasses:
+    """Draft passes without a model behind them: random logits."""
+
+    def feed(self, token_ids: Mapping[int, Sequence[int]], _: SkipSet) -> dict[int, torch.Tensor]:
+        return {row: torch.randn(len(ids), VOCAB_SIZE) for row, ids in token_ids.items()}
 
 
 def make_row(

@@ -18,12 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from draftless.engine.target import Attention, TargetModel
 
 VOCAB_SIZE = 61  # odd, so that nothing is aligned by chance
+HIDDEN_SIZE = 32
 CONTEXT = 512
 WINDOW = 8
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
-    "hidden_size": 32,
+    "hidden_size": HIDDEN_SIZE,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

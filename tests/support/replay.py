@@ -138,7 +138,7 @@ class ReplayDrafter:
     def reset(self, row: Row) -> None:
         self._num_steps[row.request_id] = 0
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: object) -> list[DraftTree]:
         return [self._tree(row) for row in rows]
 
     def _tree(self, row: Row) -> DraftTree:

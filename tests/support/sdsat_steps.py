@@ -10,13 +10,14 @@ import torch
 from draftless.drafters.sdsat import SDSATDrafter
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 from support.drafters import ADAPTIVE_ID
+from support.driving import RandomPasses
 from support.models import VOCAB_SIZE
 
 ID = ADAPTIVE_ID
 
 
 def propose(drafter: SDSATDrafter, row: Row) -> DraftTree:
-    (tree,) = drafter.propose([row])
+    (tree,) = drafter.propose([row], RandomPasses())
     assert tree.token_ids[0] == row.token_ids[-1]
     return tree
 

@@ -32,14 +32,14 @@ from draftless.layout import tree_layout
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
-from support.driving import Job, Result, make_row, run
+from support.driving import Job, RandomPasses, Result, make_row, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
 
 PAPER = {"budget": 70, "depth": 5, "top_k": 10}
 
 
 def propose(drafter: TRJacobiDrafter, row: Row) -> DraftTree:
-    (tree,) = drafter.propose([row])
+    (tree,) = drafter.propose([row], RandomPasses())
     return tree
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
 from draftless.engine.loop import decode, make_request
@@ -55,8 +57,13 @@ def test_unknown_drafters_and_options() -> None:
 def test_default_options_fit_every_drafter() -> None:
     for name in DRAFTERS:
         registered(name)
-    assert default_options("tr-jacobi", "cuda", 9)["budget"] == 70
-    assert default_options("unknown", "cpu", 9) == {}
+    on_cpu = target("llama")
+    assert default_options("tr-jacobi", on_cpu) == {"budget": 16, "vocab_size": VOCAB_SIZE}
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), vocab_size=VOCAB_SIZE)
+    assert default_options("tr-jacobi", on_gpu)["budget"] == 70
+    assert default_options("unknown", on_cpu) == {}
+    layers = {"num_layers": 2, "model_fingerprint": on_cpu.fingerprint()}
+    assert default_options("knn-ssd", on_cpu) == layers
 
 
 def test_the_first_token_comes_at_the_prompts_length() -> None:
@@ -67,7 +74,7 @@ def test_the_first_token_comes_at_the_prompts_length() -> None:
         def reset(self, row: Row) -> None:
             seen.append(len(row.token_ids))
 
-        def propose(self, rows: list[Row]) -> list[DraftTree]:
+        def propose(self, rows: list[Row], _: object) -> list[DraftTree]:
             seen.extend(row.max_depth for row in rows)
             return [DraftTree.chain(row.token_ids[-1:]) for row in rows]
 
@@ -95,5 +102,12 @@ def test_records_of_a_stream_hold_no_logits() -> None:
         target("llama"), make_drafter("none"), [Job([1, 2], SamplingParams(max_new_tokens=2))]
     )
     assert [step.logits for step in result.steps] == [None, None]
-    assert set(result.steps[0].time_s) == {"propose", "forward", "verify", "commit", "observe"}
+    assert set(result.steps[0].time_s) == {
+        "propose",
+        "draft",
+        "forward",
+        "verify",
+        "commit",
+        "observe",
+    }
     assert set(result.request.stats.time_s) == {"prefill", *result.steps[0].time_s}

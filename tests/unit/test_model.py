@@ -162,7 +162,7 @@ def test_your_own_drafter(model: Draftless) -> None:
 
         def reset(self, row: object) -> None: ...
         def observe(self, records: object) -> None: ...
-        def propose(self, rows: list) -> list[DraftTree]:
+        def propose(self, rows: list, _: object) -> list[DraftTree]:
             return [DraftTree.chain([row.token_ids[-1]] * 2) for row in rows]
 
     mine = model.with_drafter(Twice())

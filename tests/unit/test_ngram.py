@@ -10,6 +10,7 @@ from draftless.drafters.ngram import NgramIndex, NullDrafter, PromptLookupDrafte
 from draftless.errors import ConfigError
 from draftless.params import SamplingParams
 from draftless.types import Row
+from support.driving import RandomPasses
 
 
 def lookup(ids: Sequence[int], count: int = 3, max_ngram: int = 3, min_ngram: int = 1) -> list[int]:
@@ -71,7 +72,7 @@ def test_the_chain_is_as_long_as_wanted_and_usable(max_depth: int, length: int) 
     drafter = PromptLookupDrafter(num_draft_tokens=4)
     row = make_row([1, 2, 3, 1, 2], max_depth)
     drafter.reset(row)
-    (tree,) = drafter.propose([row])
+    (tree,) = drafter.propose([row], RandomPasses())
     assert tree.token_ids == (2, 3, 1, 2, 3)[:length]
     assert tree.parents == (-1, 0, 1, 2, 3)[:length]
 
@@ -81,11 +82,11 @@ def test_rows_do_not_share_their_texts() -> None:
     rows = [make_row([1, 2, 3, 1], 2), make_row([1, 5, 6, 1], 2)]
     for row in rows:
         drafter.reset(row)
-    assert [t.token_ids for t in drafter.propose(rows)] == [(1, 2, 3), (1, 5, 6)]
+    assert [t.token_ids for t in drafter.propose(rows, RandomPasses())] == [(1, 2, 3), (1, 5, 6)]
 
 
 def test_plain_decoding_is_the_root_alone() -> None:
-    (tree,) = NullDrafter().propose([make_row([4, 5], 9)])
+    (tree,) = NullDrafter().propose([make_row([4, 5], 9)], RandomPasses())
     assert (tree.token_ids, tree.parents) == ((5,), (-1,))
 
 

@@ -22,14 +22,14 @@ from draftless.errors import ConfigError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
-from support.driving import Job, Result, make_row, run
+from support.driving import Job, RandomPasses, Result, make_row, run
 from support.models import VOCAB_SIZE, prompt_ids, target
 
 PAPER: dict[str, Any] = {"learn_prompt": False, "borrow": False}
 
 
 def propose(drafter: RecyclingDrafter, row: Row) -> DraftTree:
-    (tree,) = drafter.propose([row])
+    (tree,) = drafter.propose([row], RandomPasses())
     return tree
 
 

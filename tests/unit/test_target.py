@@ -64,9 +64,9 @@ def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -
     model = target("mistral")
     prompt = prompt_ids(40)
     whole, parts = model.make_cache(1, 40), model.make_cache(1, 40)
-    assert model.prefill(whole, 0, prompt) == 1
+    assert model.prefill(whole, 0, prompt).num_passes == 1
     monkeypatch.setattr(module, "_PREFILL_CHUNK", 7)
-    assert model.prefill(parts, 0, prompt) == 6
+    assert model.prefill(parts, 0, prompt).num_passes == 6
     assert whole.lengths == parts.lengths == [40]
     torch.testing.assert_close(
         whole.data[..., :40, :], parts.data[..., :40, :], atol=TOLERANCE, rtol=TOLERANCE
@@ -74,16 +74,43 @@ def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.inference_mode()
-def test_prefill_computes_no_logits_but_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_computes_no_logits() -> None:
     """The reference computes those of the whole prompt (bug 11)."""
     model = target("llama")
     widths: list[int] = []
     head = model.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[1]))
-    monkeypatch.setattr(module, "_PREFILL_CHUNK", 8)
     model.prefill(model.make_cache(1, 20), 0, prompt_ids(20))
     hook.remove()
-    assert widths == [1, 1, 1]
+    assert widths == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_the_prompt_vector_is_the_mean_of_final_hidden_states(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = target(family)
+    prompt = prompt_ids(20)
+    ids = torch.tensor([prompt])
+    states = stock_model(family)(ids, use_cache=False, output_hidden_states=True).hidden_states
+    monkeypatch.setattr(module, "_PREFILL_CHUNK", 7)
+    vector = model.prefill(model.make_cache(1, 20), 0, prompt).vector
+    assert vector is not None
+    assert vector.dtype == torch.float32
+    torch.testing.assert_close(vector.double(), states[-1][0].mean(0), atol=1e-5, rtol=1e-5)
+    assert model.prefill(model.make_cache(1, 1), 0, []).vector is None
+
+
+def test_a_fingerprint_is_that_of_the_weights_in_any_dtype() -> None:
+    model = copy.deepcopy(stock_model("llama", "fp32")).to(torch.bfloat16)
+    first = TargetModel(model).fingerprint()
+    assert TargetModel(copy.deepcopy(model).float()).fingerprint() == first
+    assert TargetModel(copy.deepcopy(model), "eager").fingerprint() == first
+    assert target("qwen2", "fp32").fingerprint() != target("llama", "fp32").fingerprint()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1.5)
+    assert TargetModel(model).fingerprint() != first
 
 
 @torch.inference_mode()

@@ -27,8 +27,9 @@ def competing(
     count: int,
     *,
     couple: bool,
+    ahead: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Scores under which tokens compete for the next `m` positions of a row.
+    """Scores under which tokens compete for `m` positions of a row, the first `ahead` of the next.
 
     Greedy, these are the logits. Sampled, they are `logits / T`, and with `couple` the noise of the
     target's own draws at these positions is added (DESIGN 2); where the target truncates its tail,
@@ -43,7 +44,7 @@ def competing(
     scores = logits.float() / params.temperature
     if not couple:
         return scores, None
-    first = len(row.token_ids)
+    first = len(row.token_ids) + ahead
     positions = range(first, first + len(scores))
     if not params.top_k and params.top_p >= 1.0 and not params.min_p:
         return scores + row.noise(positions, None), None

@@ -26,7 +26,7 @@ import torch
 from draftless.drafters.common import best_ids, check_least, competing
 from draftless.drafters.ngram import RETRIEVAL, NgramIndex
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
-from draftless.types import DraftTree, Row, StepRecord
+from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
 # Ranks from the root on, the most likely node first: a prefix of the list is the best small tree.
 _MEDUSA_63 = (
@@ -96,7 +96,7 @@ class TRJacobiDrafter:
     def reset(self, row: Row) -> None:
         self._states[row] = _State(row, self._retrieval_ngram)
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [self._tree(row, self._states[row]) for row in rows]
 
     def _tree(self, row: Row, state: _State) -> DraftTree:

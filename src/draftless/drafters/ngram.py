@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from draftless.errors import ConfigError
-from draftless.types import DraftTree, Row, StepRecord
+from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
 RETRIEVAL = "retrieval"  # the name of this source in `DraftTree.sources`
 
@@ -81,7 +81,7 @@ class PromptLookupDrafter:
     def reset(self, row: Row) -> None:
         self._indexes[row] = NgramIndex(*self._ngrams)
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [DraftTree.chain([row.token_ids[-1], *self._draft(row)], RETRIEVAL) for row in rows]
 
     def _draft(self, row: Row) -> list[int]:
@@ -98,7 +98,7 @@ class NullDrafter:
     def reset(self, row: Row) -> None:
         """No state."""
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [DraftTree.chain(row.token_ids[-1:]) for row in rows]
 
     def observe(self, records: Sequence[StepRecord]) -> None:

@@ -31,7 +31,7 @@ import torch
 
 from draftless.drafters.common import check_least
 from draftless.layout import tree_layout
-from draftless.types import DraftTree, Row, StepRecord
+from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
 RECYCLED = "recycled"  # the name of this source in `DraftTree.sources`
 
@@ -214,7 +214,7 @@ class RecyclingDrafter:
         is_truncated = params.top_k or params.top_p < 1.0 or params.min_p
         return max(self._top_k, _LIKELY_TRUNCATED if is_truncated else _LIKELY)
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [self._tree(row, self._tables[row]) for row in rows]
 
     def _tree(self, row: Row, table: SuccessorTable) -> DraftTree:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from draftless.engine.target import TargetModel
 from draftless.errors import ConfigError
 from draftless.types import Drafter
 
@@ -16,10 +17,13 @@ DRAFTERS = {
     "recycling": "draftless.drafters.recycling:RecyclingDrafter",
     "tr-jacobi": "draftless.drafters.jacobi:TRJacobiDrafter",
     "sdsat": "draftless.drafters.sdsat:SDSATDrafter",
+    "layer-skip": "draftless.drafters.layer_skip:LayerSkipDrafter",
+    "knn-ssd": "draftless.drafters.knn_router:KNNSSDDrafter",
 }
 
-NEED_TRAINING = ("sdsat",)
-"""Drafters that a checkpoint must have been trained for; the others work with any model."""
+NEED_CHECKPOINT = ("sdsat", "layer-skip", "knn-ssd")
+"""Drafters that need something of their own in the checkpoint: adaptive tokens, a skip set, anchors.
+The others work with any model."""
 
 
 def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter:
@@ -41,7 +45,7 @@ def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter
     return drafter
 
 
-def default_options(name: str, device_type: str, vocab_size: int) -> dict[str, Any]:
+def default_options(name: str, target: TargetModel) -> dict[str, Any]:
     """Options that depend on the machine and the model rather than on the method.
 
     On a CPU a pass over 16 rows costs little more than one over a single row, and 70 rows cost
@@ -49,9 +53,14 @@ def default_options(name: str, device_type: str, vocab_size: int) -> dict[str, A
     """
     if name not in DRAFTERS:
         return {}
-    wanted = {"budget": 16 if device_type == "cpu" else 70, "vocab_size": vocab_size}
+    wanted: dict[str, Callable[[], Any]] = {
+        "budget": lambda: 16 if target.device.type == "cpu" else 70,
+        "vocab_size": lambda: target.vocab_size,
+        "num_layers": lambda: target.num_layers,
+        "model_fingerprint": lambda: target.fingerprint(),
+    }
     known = inspect.signature(_factory(name)).parameters
-    return {key: value for key, value in wanted.items() if key in known}
+    return {key: value() for key, value in wanted.items() if key in known}
 
 
 def _factory(name: str) -> Any:

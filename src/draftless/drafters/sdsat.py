@@ -33,7 +33,7 @@ from draftless.drafters.common import best_ids, check_least, competing
 from draftless.drafters.growth import TreeGrowth
 from draftless.drafters.ngram import NgramIndex
 from draftless.errors import ConfigError
-from draftless.types import DraftTree, Row, StepRecord, Verdict
+from draftless.types import DraftPasses, DraftTree, Row, StepRecord, Verdict
 
 _FIRST_RATE, _RATE_FALLS = 0.65, 0.85  # how often a slot is right, before anything is counted
 _SHARE_WEIGHT = 2.0  # how many right candidates the shares as they are are worth
@@ -96,7 +96,7 @@ class SDSATDrafter:
     def reset(self, row: Row) -> None:
         self._states[row] = _State()
 
-    def propose(self, rows: Sequence[Row]) -> list[DraftTree]:
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [self._tree(row, self._states[row]) for row in rows]
 
     def _tree(self, row: Row, state: _State) -> DraftTree:

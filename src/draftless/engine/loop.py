@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftless.engine.cache import KVCache
+from draftless.engine.draft_passes import CachedPasses
 from draftless.engine.processors import check_token_ids
 from draftless.engine.sampling import PositionNoise, TokenSampler
 from draftless.engine.stops import StopChecker
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIRST_ROOM = 128  # slots beyond the prompt that are there from the start
-_STAGES = ("propose", "forward", "verify", "commit", "observe")
+_STAGES = ("propose", "forward", "verify", "commit", "observe")  # and "draft", within propose
 
 
 @dataclass
@@ -124,8 +125,9 @@ def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request])
     cache = target.make_cache(len(requests), slots + _FIRST_ROOM)
     for index, request in enumerate(requests):
         started = time.perf_counter()
-        passes = target.prefill(cache, index, request.row.token_ids[:-1])
-        request.stats.num_forward_passes += passes
+        prefill = target.prefill(cache, index, request.row.token_ids[:-1])
+        request.row.prompt_vector = prefill.vector
+        request.stats.num_forward_passes += prefill.num_passes
         request.stats.add_time("prefill", time.perf_counter() - started)
         drafter.reset(request.row)
     return cache
@@ -141,9 +143,10 @@ def _step(
         # A draft deeper than the last token that may be emitted cannot be used; the same bound
         # keeps every node's position inside the context.
         request.row.max_depth = max(0, request.stops.num_left - 1)
-    trees = [
-        prune(tree, row.max_depth) for tree, row in zip(drafter.propose(rows), rows, strict=True)
-    ]
+    passes = CachedPasses(target, cache)
+    with cache.scratch():
+        trees = drafter.propose(rows, passes)
+    trees = [prune(tree, row.max_depth) for tree, row in zip(trees, rows, strict=True)]
     clock.append(time.perf_counter())
 
     logits = target.forward(
@@ -176,9 +179,11 @@ def _step(
     time_s = {
         stage: end - begin for stage, begin, end in zip(_STAGES, clock[:-1], clock[1:], strict=True)
     }
+    time_s |= {"propose": time_s["propose"] - passes.seconds, "draft": passes.seconds}
     done = []
-    for request, record in zip(active, records, strict=True):
+    for index, (request, record) in enumerate(zip(active, records, strict=True)):
         request.stats.add_step(record)
+        request.stats.num_draft_passes += passes.counts[index]
         for stage, seconds in time_s.items():
             request.stats.add_time(stage, seconds)
         # The next forward overwrites what the logits show.

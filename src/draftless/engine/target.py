@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +15,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from draftless.engine.attention import ATTENTION_NAME, pack_mask, register_attention
 from draftless.engine.cache import CacheShape, KVCache
 from draftless.engine.capabilities import check_config, check_model, context_limit, parse_dtype
+from draftless.engine.skip_view import SkipViews
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
+from draftless.skip_set import SkipSet
 
 Attention = Literal["draftless", "sdpa", "eager"]
 
 _PREFILL_CHUNK = 512
 _FULL = "full_attention"
 _SLIDING = "sliding_attention"
+_FINGERPRINT_VALUES = 16  # of every parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """What caching a prompt (all but its last token) gave.
+
+    Attributes:
+        num_passes: forward passes.
+        vector: `[hidden]` float32, the mean of the final-norm hidden states; None if nothing was
+            cached.
+    """
+
+    num_passes: int
+    vector: torch.Tensor | None
 
 
 class TargetModel:
@@ -28,6 +48,7 @@ class TargetModel:
     Attributes:
         model: the `transformers` model, its weights and code as they are.
         vocab_size: ids are `0 .. vocab_size-1`.
+        num_layers: decoder layers.
         max_positions: largest number of tokens in a row, or None.
         device: where the weights are.
         input_only_ids: ids that are fed and never emitted (SDSAT's adaptive tokens): `forward`
@@ -61,6 +82,7 @@ class TargetModel:
                 f"input_only_ids {outside} lie outside the vocabulary 0..{self.vocab_size - 1}; "
                 "give ids that the model's embedding has"
             )
+        self.num_layers: int = self.config.num_hidden_layers
         self.max_positions = context_limit(model.config)
         self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
         heads = self.config.num_attention_heads
@@ -176,20 +198,30 @@ class TargetModel:
         """An empty cache with room for `num_slots` slots a row."""
         return KVCache(self._cache_shape, num_rows, num_slots)
 
-    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> int:
-        """Cache a prompt (all but its last token), in chunks and without logits.
+    def fingerprint(self) -> str:
+        """A hash of the weights' names, shapes and some values; the same in any floating dtype."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.model.named_parameters()):
+            values = weight.detach().flatten()
+            values = values[:: max(1, len(values) // _FINGERPRINT_VALUES)][:_FINGERPRINT_VALUES]
+            # Through bf16: a checkpoint loaded in a narrower or wider dtype is still itself.
+            rounded = values.to(torch.bfloat16).float().cpu().numpy()
+            digest.update(f"{name} {tuple(weight.shape)}".encode() + rounded.tobytes())
+        return digest.hexdigest()[:16]
 
-        Returns:
-            The number of forward passes.
-        """
+    def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Prefill:
+        """Cache a prompt (all but its last token), in chunks and without the language-model head."""
         passes = 0
+        total: torch.Tensor | None = None
         for start in range(0, len(token_ids), _PREFILL_CHUNK):
             chunk = list(token_ids[start : start + _PREFILL_CHUNK])
             layout = tree_layout(chain_parents(len(chunk)))
-            self.forward(cache, [chunk], [layout], first_row=row, logits_to_keep=1)
+            inputs = self._inputs(cache, [chunk], [layout], row)
+            hidden = self.model.base_model(**inputs).last_hidden_state[0].float().sum(0)
+            total = hidden if total is None else total + hidden
             cache.commit(row, range(len(chunk)))
             passes += 1
-        return passes
+        return Prefill(passes, None if total is None else total / len(token_ids))
 
     def forward(
         self,
@@ -198,21 +230,44 @@ class TargetModel:
         layouts: Sequence[TreeLayout],
         *,
         first_row: int = 0,
-        logits_to_keep: int = 0,
+        skip_set: SkipSet | None = None,
     ) -> torch.Tensor:
         """One pass over one tree per row.
 
         Args:
             cache: its rows from `first_row` on are continued; lengths stay until `commit`.
-            token_ids: `R` lists of node tokens; rows may differ in length.
-            layouts: `R` layouts of the same sizes.
+            token_ids: `R` lists of node tokens; rows may differ in length, and be empty.
+            layouts: `R` layouts of the same sizes (`EMPTY_LAYOUT` of an empty row).
             first_row: cache row of the first tree.
-            logits_to_keep: only the last nodes' logits; 0 keeps all.
+            skip_set: sub-layers to leave out; None is the target itself.
 
         Returns:
             `[R, W, V]` logits in the model's dtype; rows beyond a tree's size are padding, and
             the ids that are input only have -inf.
+
+        Raises:
+            CapabilityError: the model's sub-layers cannot be skipped.
+            ConfigError: the skip set names a layer that the model does not have.
         """
+        model = self.model if skip_set is None else self._skip_views(skip_set)
+        inputs = self._inputs(cache, token_ids, layouts, first_row)
+        logits: torch.Tensor = model(**inputs).logits
+        if self.input_only_ids:
+            logits.index_fill_(-1, self._input_only, -torch.inf)
+        return logits
+
+    @cached_property
+    def _skip_views(self) -> SkipViews:
+        return SkipViews(self.model)
+
+    def _inputs(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[Sequence[int]],
+        layouts: Sequence[TreeLayout],
+        first_row: int,
+    ) -> dict[str, Any]:
+        """What the model is called with; the cache is made ready for it."""
         width = max(len(ids) for ids in token_ids)
         rows = slice(first_row, first_row + len(token_ids))
         lengths = cache.lengths[rows]
@@ -222,18 +277,13 @@ class TargetModel:
         positions = torch.zeros((len(padded), width), dtype=torch.long)
         for index, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
             positions[index, : layout.num_nodes] = layout.depth_tensor + length
-        positions = positions.to(self.device)
-        logits: torch.Tensor = self.model(
-            input_ids=torch.tensor(padded, device=self.device),
-            position_ids=positions,
-            attention_mask=self._masks(lengths, layouts, width, context),
-            past_key_values=cache.adapter,
-            use_cache=True,
-            logits_to_keep=logits_to_keep,
-        ).logits
-        if self.input_only_ids:
-            logits.index_fill_(-1, self._input_only, -torch.inf)
-        return logits
+        return {
+            "input_ids": torch.tensor(padded, device=self.device),
+            "position_ids": positions.to(self.device),
+            "attention_mask": self._masks(lengths, layouts, width, context),
+            "past_key_values": cache.adapter,
+            "use_cache": True,
+        }
 
     def _masks(
         self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int

@@ -9,28 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from draftless.errors import CapabilityError, ConfigError
+from draftless.errors import ConfigError
 from draftless.noise import hash_ids
-
-
-class _NoAttention(nn.Module):
-    """Stands in for an attention that adds nothing to the residual stream."""
-
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        return torch.zeros_like(hidden_states), None
-
-
-class _NoMLP(nn.Module):
-    """Stands in for an MLP that adds nothing to the residual stream."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
+from draftless.sublayers import NoAttention, NoMLP, sublayer_names
 
 
 class LayerDropout:
@@ -40,7 +25,7 @@ class LayerDropout:
     resumed run repeats it. The first layer is never dropped.
 
     Args:
-        layers: the decoder layers; each has `self_attn` and `mlp` with a residual around each.
+        layers: the decoder layers (`sublayers.decoder_layers`).
         maximum: drop probability of the last layer's sub-layers, in [0, 1).
         seed: of the choices.
     """
@@ -48,19 +33,15 @@ class LayerDropout:
     def __init__(self, layers: nn.ModuleList, maximum: float, seed: int = 0) -> None:
         if not 0.0 <= maximum < 1.0:
             raise ConfigError(f"layer dropout is {maximum}; it must lie in [0, 1)")
-        for layer in layers:
-            if not hasattr(layer, "self_attn") or not hasattr(layer, "mlp"):
-                raise CapabilityError(
-                    f"layer dropout needs layers with self_attn and mlp, not {type(layer).__name__}"
-                )
         self._layers = layers
+        self._names = [sublayer_names(layer) for layer in layers]
         depth = max(len(layers) - 1, 1)
         # [layers, 2] probabilities: attention and MLP of a layer share theirs
         self._probabilities = np.repeat(
             np.arange(len(layers))[:, None] * maximum / depth, 2, axis=1
         )
         self._seed = seed
-        self._no_attention, self._no_mlp = _NoAttention(), _NoMLP()
+        self._instead = NoAttention(), NoMLP()
 
     def choose(self, step: int) -> np.ndarray:
         """`[layers, 2]` bool: which attentions and MLPs step number `step` leaves out."""
@@ -71,16 +52,16 @@ class LayerDropout:
     @contextmanager
     def skipped(self, step: int) -> Iterator[None]:
         """Leave out the sub-layers of `step` until the block ends, also after an error."""
-        saved = [(layer._modules["self_attn"], layer._modules["mlp"]) for layer in self._layers]
+        saved = [dict(layer._modules) for layer in self._layers]
         try:
-            for layer, (attention, mlp) in zip(self._layers, self.choose(step), strict=True):
-                # nn.Module.__setattr__ would keep registering modules; a dict entry is enough.
-                if attention:
-                    layer._modules["self_attn"] = self._no_attention
-                if mlp:
-                    layer._modules["mlp"] = self._no_mlp
+            for layer, names, chosen in zip(
+                self._layers, self._names, self.choose(step), strict=True
+            ):
+                for name, instead, is_dropped in zip(names, self._instead, chosen, strict=True):
+                    if is_dropped:
+                        # nn.Module.__setattr__ would keep registering modules; an entry is enough.
+                        layer._modules[name] = instead
             yield
         finally:
-            for layer, (self_attn, mlp_module) in zip(self._layers, saved, strict=True):
-                layer._modules["self_attn"] = self_attn
-                layer._modules["mlp"] = mlp_module
+            for layer, modules in zip(self._layers, saved, strict=True):
+                layer._modules.update(modules)
