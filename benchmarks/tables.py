@@ -17,7 +17,10 @@ from pathlib import Path
 
 from draftless.bench.answers import answers, identity, times
 from draftless.bench.averages import of_categories
+from draftless.bench.mixes import stream_summaries
+from draftless.bench.routing import known_labels, routings
 from draftless.bench.rows import Row, read_rows, read_sessions
+from draftless.bench.stream_tables import routing_table, skip_table, stream_table
 from draftless.bench.summary import CaseSummary, summarise
 from draftless.bench.tables import Table, cases_table, stage_table, sweep_table
 
@@ -93,15 +96,26 @@ def papers_table(cases: Sequence[CaseSummary]) -> str:
     return markdown(Table(("drafter", "reported", "here"), tuple(lines), num_names=3))
 
 
-TABLES: dict[str, Callable[[Sequence[CaseSummary]], str]] = {
-    "main": main_table,
-    "field": main_table,
-    "sweep": lambda cases: markdown(sweep_table(cases, "k")),
-    "domains": domain_table,
-    "papers": papers_table,
-    "all": lambda cases: markdown(cases_table(cases)),
-    "stages": lambda cases: markdown(stage_table(cases)),
+def routes_table(cases: Sequence[CaseSummary], rows: Sequence[Row], run: Path) -> str:
+    """Requests by domain and route."""
+    names = {case.case for case in cases}
+    own = [row for row in rows if row.case in names]
+    return markdown(routing_table(routings(own, known_labels(read_sessions(run)))))
+
+
+TABLES: dict[str, Callable[[Sequence[CaseSummary], Sequence[Row], Path], str]] = {
+    "main": lambda cases, *_: main_table(cases),
+    "field": lambda cases, *_: main_table(cases),
+    "sweep": lambda cases, *_: markdown(sweep_table(cases, "k")),
+    "domains": lambda cases, *_: domain_table(cases),
+    "papers": lambda cases, *_: papers_table(cases),
+    "all": lambda cases, *_: markdown(cases_table(cases)),
+    "stages": lambda cases, *_: markdown(stage_table(cases)),
+    "skip": lambda cases, *_: markdown(skip_table(cases)),
+    "streams": lambda cases, rows, _: markdown(stream_table(stream_summaries(rows, cases))),
+    "routes": routes_table,
 }
+"""What a table shows of the cases of a group, the rows of the run, and its folder."""
 
 
 def provenance_line(folder: Path, rows: Sequence[Row]) -> str:
@@ -130,7 +144,7 @@ def rendered(text: str, results: Path = RESULTS) -> str:
                 told = next(one.text for one in answers(summary) if one.group == group)
                 parts += [
                     f"**{group.model}, {group.sampling}, {group.dtype}.** {told}",
-                    TABLES[name](cases),
+                    TABLES[name](cases, rows, results / run),
                 ]
         parts.append(provenance_line(results / run, rows))
         return begin + "\n" + "\n\n".join(parts) + "\n\n" + end

@@ -13,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,11 +51,51 @@ def batch_stream(documents: Iterator[tuple[Document, int]]) -> Iterator[Batch]:
             buckets[length] = []
 
 
-def batch_losses(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:  # [B * T] fp32
+def batch_losses(
+    model: LlamaForCausalLM, batch: Batch, exits: EarlyExits | None
+) -> tuple[torch.Tensor, torch.Tensor]:  # [B * T] fp32, and the sum of the exit's losses
     ids, labels = batch
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
     shifted = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED_LABEL)], dim=1)
-    return token_losses(hidden.flatten(0, 1), model.lm_head.weight, shifted.flatten())
+    losses = token_losses(hidden, model.lm_head.weight, shifted.flatten())
+    if exits is None:
+        return losses, torch.zeros(())
+    return losses, exits.loss(hidden, shifted.flatten())
+
+
+class EarlyExits:
+    """LayerSkip's second ingredient (arXiv 2404.16710, section 3.2): layers learn to be the last one.
+
+    Each step one of the first layers learns, through the model's own final norm and head, the
+    distribution of the whole model on a quarter of the tokens. (The paper learns the labels; a draft
+    has to hit what the model will say.)
+    """
+
+    def __init__(self, model: LlamaForCausalLM, last: int) -> None:
+        self._model = model
+        self._last = last
+        self._exit = 0
+        self._hidden = torch.empty(0)
+        for index, layer in enumerate(model.model.layers):
+            layer.register_forward_hook(partial(self._take, index))
+
+    def choose(self, step: int) -> None:
+        """The exit of a step: layers 2 to `last` in turn."""
+        self._exit = 1 + step % (self._last - 1)
+
+    def _take(self, index: int, _: object, __: object, output: torch.Tensor) -> None:
+        if index == self._exit:
+            self._hidden = output
+
+    def loss(self, final: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        places = (labels != IGNORED_LABEL).nonzero()[:, 0]
+        chosen = places[torch.randperm(len(places))[: len(places) // 4]]
+        head = self._model.lm_head.weight
+        with torch.no_grad():
+            teacher = (final[chosen] @ head.t()).float().softmax(-1)
+        hidden = self._model.model.norm(self._hidden.flatten(0, 1)[chosen])
+        logits = (hidden @ head.t()).float()
+        return -4.0 * (teacher * logits.log_softmax(-1)).sum()
 
 
 class MasterOptimizer:
@@ -182,27 +223,36 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--muon-lr", type=float, default=4e-3)
     parser.add_argument("--layer-dropout", type=float, default=0.4)
+    parser.add_argument("--exits", type=int, default=0, help="last layer that learns to be one")
+    parser.add_argument("--exit-weight", type=float, default=0.5)
     parser.add_argument("--save-every", type=int, default=100)
     return parser.parse_args()
 
 
 def train_step(
-    model: LlamaForCausalLM, masters: MasterOptimizer, batches: list[Batch], scale: float
+    model: LlamaForCausalLM,
+    masters: MasterOptimizer,
+    batches: list[Batch],
+    scale: float,
+    exits: tuple[EarlyExits, float] | None,
 ) -> dict[str, float]:
     """One update from this step's micro-batches, of which this rank computes its share."""
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     # Sorted by row length, neighbours cost alike, so the ranks finish together.
     batches = sorted(batches, key=lambda batch: batch[0].shape[1])
     num_targets = sum(int((labels[:, 1:] >= 0).sum()) for _, labels in batches)
-    loss_sum = torch.zeros(())
+    sums = torch.zeros(2)
+    early, weight = exits or (None, 0.0)
     for batch in batches[rank::world]:
-        loss = batch_losses(model, batch).sum()
-        loss.backward()
-        loss_sum += loss.detach()
+        losses, exit_loss = batch_losses(model, batch, early)
+        (losses.sum() + weight * exit_loss).backward()
+        sums += torch.stack([losses.detach().sum(), exit_loss.detach()])
     if dist.is_initialized():
-        dist.all_reduce(loss_sum)
+        dist.all_reduce(sums)
     norm = masters.step(num_targets, scale)
-    return {"loss": loss_sum.item() / num_targets, "norm": norm, "tokens": num_targets}
+    loss, exit_loss = (sums / num_targets).tolist()
+    row = {"loss": loss, "norm": norm, "tokens": num_targets}
+    return row if early is None else {**row, "exit_loss": exit_loss}
 
 
 def main() -> None:
@@ -225,6 +275,7 @@ def main() -> None:
         )
     compile_for_training(model)
     dropout = LayerDropout(model.model.layers, args.layer_dropout)
+    exits = (EarlyExits(model, args.exits), args.exit_weight) if args.exits else None
 
     batches = batch_stream(document_stream(documents, seed=0, prompt_weight=1.0))
     for _ in range((args.skip_steps + first) * args.micro_batches):
@@ -233,8 +284,11 @@ def main() -> None:
     with (args.output / f"log-{rank}.jsonl").open("a") as log:
         for step in range(first, args.steps):
             chosen = [next(batches) for _ in range(args.micro_batches)]
+            if exits is not None:
+                torch.manual_seed(step)  # of the places; a resumed run chooses the same ones
+                exits[0].choose(step)
             with dropout.skipped(step):
-                row = train_step(model, masters, chosen, lr_scale(step, args.steps))
+                row = train_step(model, masters, chosen, lr_scale(step, args.steps), exits)
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
                 save_state(masters, args.output, step + 1, rank)
             row = {"step": step, **row, "time_s": round(time.perf_counter() - begun, 1)}

@@ -1,7 +1,11 @@
-"""`draftless.json` of the models that the recipes train."""
+"""`draftless.json` of the models that the recipes train.
+
+python recipes/tiny_manifest.py --model FOLDER --recipe recipes/deep.sh    (of a base)
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,19 @@ from draftless.provenance import collect_provenance
 BLOCK_LENGTH = 5
 
 
-def write_tiny_manifest(folder: Path, mode: str, adaptive_ids: tuple[int, ...] = ()) -> None:
+def write_tiny_manifest(
+    folder: Path,
+    mode: str,
+    adaptive_ids: tuple[int, ...] = (),
+    recipe: str = "recipes/tiny.sh",
+) -> None:
     """Say what a model of this training mode can draft with.
 
     Args:
         folder: with `save_pretrained`'s files.
         mode: of `tiny_sft.py`; a base is `plain`.
         adaptive_ids: of mode `joint`.
+        recipe: that trained it.
     """
     methods: dict[str, dict[str, Any]] = {}
     if mode in ("branch", "inline", "joint"):
@@ -35,6 +45,18 @@ def write_tiny_manifest(folder: Path, mode: str, adaptive_ids: tuple[int, ...] =
             "mode": "joint",
             "block_targets": "model",
         }
-    provenance = {"recipe": "recipes/tiny.sh", **collect_provenance()}
+    provenance = {"recipe": recipe, **collect_provenance()}
     default = list(methods)[-1] if methods else "prompt-lookup"
     write_manifest(folder, Manifest(methods, default, PromptFormat(), provenance))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--recipe", required=True)
+    args = parser.parse_args()
+    write_tiny_manifest(args.model, "plain", recipe=args.recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -300,7 +300,7 @@ def _output(request: Request, reason: Any) -> Output:
 _FROM_MANIFEST = {
     "tr-jacobi": {"noise_source": "noise_source"},
     "sdsat": {"adaptive_ids": "adaptive_ids", "block_length": "k"},
-    "layer-skip": {"skip_set": "skip_set", "threshold": "threshold", "depth": "depth"},
+    "layer-skip": {name: name for name in ("skip_set", "threshold", "depth", "siblings")},
     "knn-ssd": {"store": "store"},
 }
 """Per method, what its entry in `draftless.json` says that is an option of its drafter."""

@@ -75,11 +75,13 @@ class SkipSetting:
         skip_set: what the draft passes leave out.
         threshold: drafting stops behind a token that the draft gives less than this probability.
         depth: longest draft.
+        siblings: most further candidates beside the chain.
     """
 
     skip_set: SkipSet
     threshold: float
     depth: int
+    siblings: int = 0
 
     @classmethod
     def from_dict(cls, data: Any) -> SkipSetting:
@@ -88,11 +90,14 @@ class SkipSetting:
         Raises:
             ConfigError: it has another form.
         """
-        fields = {"skip_set", "threshold", "depth"}
+        fields = {"skip_set", "threshold", "depth", "siblings"}
         if not isinstance(data, Mapping) or set(data) != fields:
             raise ConfigError(f"skip setting {data!r} does not have the keys {sorted(fields)}")
         return cls(
-            SkipSet.from_dict(data["skip_set"]), float(data["threshold"]), int(data["depth"])
+            SkipSet.from_dict(data["skip_set"]),
+            float(data["threshold"]),
+            int(data["depth"]),
+            int(data["siblings"]),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +105,7 @@ class SkipSetting:
             "skip_set": self.skip_set.to_dict(),
             "threshold": self.threshold,
             "depth": self.depth,
+            "siblings": self.siblings,
         }
 
 

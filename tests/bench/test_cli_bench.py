@@ -19,9 +19,10 @@ from draftless.bench import runner
 from draftless.bench.methods import Sampling
 from draftless.bench.rows import read_rows, read_sessions
 from draftless.cli.bench_methods import read_samplings, read_variants
-from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
-from support.bench import plant_wrong_token, save_bench_model
+from support.bench import bench_model, plant_wrong_token, save_bench_model
+
+METHODS = bench_model().drafters
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_run_leaves_rows_a_session_and_a_table(
     assert result.exit_code == 0
     rows = read_rows(tmp_path / "run")
     methods = {row.case.method for row in rows}
-    assert methods >= {*DRAFTERS, "tr-jacobi [budget=8]", "transformers"}
+    assert methods >= {*METHODS, "tr-jacobi [budget=8]", "transformers"}
     assert methods >= {"sdsat [steps=2, k=1]", "sdsat [steps=2, k=2]"}
     assert {row.case.sampling for row in rows} == {"greedy", "T=1 top-p=0.9"}
     assert {row.case.model for row in rows} == {"mine"}
@@ -85,6 +86,22 @@ def test_options_reach_the_run(short_run: list[str | Path], tmp_path: Path) -> N
     assert options["max_new_tokens"] == 10
 
 
+def test_a_stream_is_run_and_shown(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--max-new-tokens=4", "--drafters=recycling", "--no-peers", "--limit=4"]
+    options += ["--mix=0,1", "--categories=sql,math", f"--output={tmp_path / 'run'}"]
+    out = invoke("run", checkpoint, *options).stdout
+    rows = read_rows(tmp_path / "run")
+    assert [row.category for row in rows[8::2]] in (2 * ["sql", "math"], 2 * ["math", "sql"])
+    assert {row.mix for row in rows[:8]} == {0.0}
+    assert len(rows) == 16
+    assert "speed-up at mix ratio" in out
+    assert "fall [95 %]" in out
+    assert "2 of 2" not in out
+    assert "8 of 8" in out  # all streams are compared with plain decoding
+    with pytest.raises(ConfigError, match="nothing of cooking; the categories are"):
+        invoke("run", checkpoint, "--categories=cooking")
+
+
 def test_a_run_is_not_overwritten_but_goes_on(short_run: list[str | Path], tmp_path: Path) -> None:
     invoke(*short_run, "--drafters=none")
     before = (tmp_path / "run" / "rows.jsonl").read_bytes()
@@ -94,7 +111,7 @@ def test_a_run_is_not_overwritten_but_goes_on(short_run: list[str | Path], tmp_p
     assert (tmp_path / "run" / "rows.jsonl").read_bytes() == before
     invoke(*short_run, "--resume")
     assert (tmp_path / "run" / "rows.jsonl").read_bytes().startswith(before)
-    assert len(read_rows(tmp_path / "run")) == 2 * len(DRAFTERS)
+    assert len(read_rows(tmp_path / "run")) == 2 * len(METHODS)
 
 
 def test_a_planted_wrong_token_ends_with_code_1(
@@ -218,8 +235,8 @@ def test_report_and_quality_hand_their_arguments_on(
     called: dict[str, Any] = {}
     report, quality = ModuleType("report"), ModuleType("quality")
 
-    def write_report(runs: list[Path], output: Path, categories: list[str]) -> Path:
-        called["report"] = (runs, output, categories)
+    def write_report(runs: list[Path], output: Path, categories: list[str], shown: Path) -> Path:
+        called["report"] = (runs, output, categories, shown)
         return output / "index.html"
 
     def write_quality(model: Any, data: Path, output: Path, **more: Any) -> Path:
@@ -233,10 +250,10 @@ def test_report_and_quality_hand_their_arguments_on(
     quality.QualityOptions = lambda *values: values  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "draftless.bench.report", report)
     monkeypatch.setitem(sys.modules, "draftless.bench.quality", quality)
-    more = ["--output", tmp_path / "r", "--categories", "code,sql"]
+    more = ["--output", tmp_path / "r", "--categories", "code,sql", "--anchor-map=map.json"]
     out = invoke("report", tmp_path / "a", tmp_path / "b", *more).stdout
-    expected = ([tmp_path / "a", tmp_path / "b"], tmp_path / "r", ["code", "sql"])
-    assert called["report"] == expected
+    runs = [tmp_path / "a", tmp_path / "b"]
+    assert called["report"] == (runs, tmp_path / "r", ["code", "sql"], Path("map.json"))
     assert "index.html" in out
     arguments = ["--before", checkpoint, "--data", tmp_path, "--output", tmp_path / "q.json"]
     out = invoke("quality", checkpoint, *arguments, "--limit=3", "--run-code").stdout

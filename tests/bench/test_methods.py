@@ -22,19 +22,19 @@ from draftless.bench.methods import (
     why_no_early_exit,
 )
 from draftless.bench.rows import Turn
-from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ConfigError
 from draftless.model import Draftless
 from support.bench import bench_model, fresh_model, neox_model, wide_model
 
 PROMPT = "the cat sat on the mat the cat"
 MAX = 24
+METHODS = bench_model().drafters
 
 
 def all_methods(model: Draftless, sampling: Sampling = Sampling()) -> dict[str, Method]:  # noqa: B008
-    """Peers and every drafter of the registry."""
+    """Peers and every drafter that the model can use."""
     found, _ = peer_methods(model, stock_copy(model.target.model), sampling, MAX)
-    for name in DRAFTERS:
+    for name in model.drafters:
         found[name] = our_method(model.with_drafter(name), sampling, MAX)
     return found
 
@@ -65,7 +65,7 @@ def test_counts_come_from_ids_for_everyone(temperature: float) -> None:
         if name in (TRANSFORMERS, "none"):
             assert turn.step_tokens == [1] * turn.num_tokens
             assert turn.step_drafted == [0] * turn.num_tokens
-        if name in DRAFTERS:
+        if name in METHODS:
             assert len(turn.step_nodes) == turn.num_steps
             nodes = [
                 nodes - 1 - d for nodes, d in zip(turn.step_nodes, turn.step_drafted, strict=True)
@@ -109,7 +109,7 @@ def test_sampling_follows_the_seed() -> None:
     for name, method in all_methods(model, Sampling(**options)).items():
         first, again, other = method(ids, 3), method(ids, 3), method(ids, 4)
         assert first.token_ids == again.token_ids != other.token_ids, name
-        assert name not in DRAFTERS or first.token_ids == expected
+        assert name not in METHODS or first.token_ids == expected
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
-from draftless.drafters.registry import DRAFTERS
+from draftless.drafters.registry import DRAFTERS, NEED_CHECKPOINT
 from draftless.errors import ConfigError
 from support.bench import fresh_model, small_plan
 
@@ -50,11 +50,16 @@ def test_drafters_that_need_training_are_left_out_unless_named() -> None:
     untrained = fresh_model(adaptive_ids=())
     plan = small_plan(untrained)
     methods = [case.method for case in plan.methods]
-    assert methods == [name for name in DRAFTERS if name != "sdsat"]
-    assert list(plan.left_out) == ["sdsat"]
+    assert methods == [name for name in DRAFTERS if name not in NEED_CHECKPOINT]
+    assert tuple(plan.left_out) == NEED_CHECKPOINT
+    assert "adaptive tokens" in plan.left_out["sdsat"]
+    assert "draftless calibrate skip" in plan.left_out["layer-skip"]
+    assert "draftless calibrate anchors" in plan.left_out["knn-ssd"]
     assert "sdsat" not in plan.facts()["options"]["drafters"]
     assert not small_plan(untrained, drafters=("none",)).left_out
     for options in ({"drafters": ("sdsat",)}, {"variants": (("sdsat", {"k": 3}),)}):
         with pytest.raises(ConfigError, match="adaptive tokens"):
             small_plan(untrained, **options)
-    assert [case.method for case in small_plan().methods] == list(DRAFTERS)
+    trained = small_plan()
+    assert [case.method for case in trained.methods] == list(trained.model.drafters)
+    assert "sdsat" in trained.model.drafters

@@ -98,7 +98,9 @@ def test_after_a_timeout_no_process_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert run("import time; time.sleep(60)", limits=Limits(wall_s=1.0)).reason == "timeout"
+    # Much memory, so that dying takes a while: who does not wait for it sees the process.
+    program = "import time; a = bytes(1) * (1 << 28); time.sleep(60)"
+    assert run(program, limits=Limits(wall_s=1.0)).reason == "timeout"
     places = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

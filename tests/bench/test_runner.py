@@ -21,7 +21,6 @@ from draftless.bench.summary import summarise
 from draftless.bench.trust import Divergence
 from draftless.drafters.jacobi import TRJacobiDrafter
 from draftless.drafters.ngram import PromptLookupDrafter
-from draftless.drafters.registry import DRAFTERS
 from draftless.errors import ArtifactError, ConfigError, InputError
 from support.bench import (
     QUESTIONS,
@@ -33,6 +32,8 @@ from support.bench import (
     small_plan,
     watched,
 )
+
+METHODS = bench_model().drafters
 
 # --- order, seeds, cases -----------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def test_all_cases_of_a_question_come_before_the_next_in_an_order_that_rotates(
     questions = [Question(name, name, (f"text {name}",)) for name in "abcd"]
     plan, calls = watched(small_plan(questions=questions))
     names = [case.method for case in plan.methods]
-    assert names == list(DRAFTERS)
+    assert names == list(METHODS)
     carry_out(plan, tmp_path)
     warm_up, measured = calls[: len(names)], calls[len(names) :]
     first = tuple(bench_model().encode("text a"))
@@ -70,7 +71,7 @@ def test_seeds_are_equal_across_cases_and_differ_elsewhere(tmp_path: Path) -> No
     assert {len(own) for own in seeds.values()} == {1}
     assert len(set.union(*seeds.values())) == len(seeds) == 6
     assert {seed for _, _, seed in calls} == set.union(*seeds.values())  # and they are used
-    assert seed_of(4, "a", 0) in seeds["a", 0]
+    assert seed_of(4, "a", 0) in seeds["a", 0, None]
     assert seed_of(5, "a", 0) != seed_of(4, "a", 0)
 
 
@@ -101,7 +102,7 @@ def test_a_session_tells_what_was_measured(tmp_path: Path) -> None:
         p.numel() for p in bench_model().target.model.parameters()
     )
     assert session["model"]["dtype"] == "float32"
-    assert session["options"]["drafters"] == list(DRAFTERS)
+    assert session["options"]["drafters"] == list(METHODS)
     assert {"commit", "torch", "num_threads", "load", "suite_digest"} <= set(session)
 
 
@@ -110,11 +111,11 @@ def test_a_session_tells_what_was_measured(tmp_path: Path) -> None:
 
 def test_each_method_goes_on_with_its_own_answer(tmp_path: Path) -> None:
     two = Question("q", "talk", ("the dog", "and the log"))
-    answers = {name: f"answer {name}" for name in DRAFTERS}
+    answers = {name: f"answer {name}" for name in METHODS}
     plan, calls = watched(small_plan(questions=[two]), answers)
     carry_out(plan, tmp_path)
     texts = {name: bench_model().tokenizer.decode(ids) for name, ids, _ in calls}  # last turns
-    assert texts == {name: f"the dog\nanswer {name}\n\nand the log" for name in DRAFTERS}
+    assert texts == {name: f"the dog\nanswer {name}\n\nand the log" for name in METHODS}
 
 
 # --- resuming ----------------------------------------------------------------------------------
@@ -130,14 +131,14 @@ def test_a_run_that_was_killed_in_a_line_goes_on_without_loss_or_repetition(
     file = tmp_path / files.ROWS_FILE
     file.write_bytes(file.read_bytes()[:-25])  # killed while it wrote the last row
     kept = read_rows(tmp_path)
-    assert len(kept) == 2 * len(DRAFTERS) - 1
+    assert len(kept) == 2 * len(METHODS) - 1
 
     plan, calls = watched(small_plan(repeats=2))
     resumed = Run(plan, tmp_path, is_resumed=True)
     assert len(resumed.pending) == 5
     new = [row for rows in resumed.rows() for row in rows]
     everything = [
-        (case, question.question_id, repeat)
+        (case, (question.question_id, repeat, None))
         for case in plan.methods
         for question in plan.questions
         for repeat in (0, 1)
@@ -146,7 +147,7 @@ def test_a_run_that_was_killed_in_a_line_goes_on_without_loss_or_repetition(
     assert set(keys(read_rows(tmp_path))) == set(everything)
     assert {row.session for row in new} == {1}
     assert len(read_sessions(tmp_path)) == 2
-    assert len(calls) == len(DRAFTERS) + sum(len(plan.questions[0].turns) for _ in new) + sum(
+    assert len(calls) == len(METHODS) + sum(len(plan.questions[0].turns) for _ in new) + sum(
         row.question_id == "b" for row in new
     )
     assert carry_out(plan, tmp_path, is_resumed=True) == []
@@ -206,7 +207,7 @@ def test_a_row_with_an_error_is_tried_again(tmp_path: Path) -> None:
     ]
     again = carry_out(plan, tmp_path, is_resumed=True)
     assert [row.case for row in again] == [case]
-    assert [row.error for row in read_rows(tmp_path)] == [None] * len(DRAFTERS)
+    assert [row.error for row in read_rows(tmp_path)] == [None] * len(METHODS)
 
 
 # --- what goes wrong ---------------------------------------------------------------------------
@@ -258,9 +259,9 @@ def test_a_planted_slow_drafter_is_slow_in_the_rows(
 
     propose = TRJacobiDrafter.propose
 
-    def slow(self: TRJacobiDrafter, rows: Any) -> Any:
+    def slow(self: TRJacobiDrafter, *args: Any) -> Any:
         now[0] += 1.0
-        return propose(self, rows)
+        return propose(self, *args)
 
     monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(TRJacobiDrafter, "propose", slow)
@@ -279,14 +280,14 @@ def test_a_planted_crash_is_a_row_and_the_run_goes_on(
 ) -> None:
     propose = PromptLookupDrafter.propose
 
-    def crash(self: PromptLookupDrafter, rows: Any) -> Any:
+    def crash(self: PromptLookupDrafter, rows: Any, passes: Any) -> Any:
         if "log" in bench_model().tokenizer.decode(rows[0].token_ids[: rows[0].prompt_len]):
             raise RuntimeError("planted")  # in the second turn of question b
-        return propose(self, rows)
+        return propose(self, rows, passes)
 
     monkeypatch.setattr(PromptLookupDrafter, "propose", crash)
     rows = carry_out(small_plan(), tmp_path)
-    assert len(rows) == 3 * len(DRAFTERS)
+    assert len(rows) == 3 * len(METHODS)
     failed = [row for row in rows if row.error]
     assert [(row.case.method, row.question_id) for row in failed] == [("prompt-lookup", "b")]
     assert failed[0].error == "RuntimeError: planted"
@@ -355,4 +356,4 @@ def test_a_full_disk_is_told_and_the_rows_stay_whole(
     assert len(kept) == max(0, number - 1)
     new = carry_out(plan, tmp_path, is_resumed=True)
     assert keys(kept) + keys(new) == keys(read_rows(tmp_path))
-    assert len(read_rows(tmp_path)) == 3 * len(DRAFTERS)
+    assert len(read_rows(tmp_path)) == 3 * len(METHODS)

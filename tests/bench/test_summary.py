@@ -203,7 +203,7 @@ def test_chosen_categories_alone() -> None:
     drafted = by_method(of_categories(rows, ["sql"]))["tr-jacobi"]
     assert list(drafted.by_category) == ["sql"]
     assert value(drafted) == pytest.approx((200 / 0.75) / (200 / 2.0))
-    with pytest.raises(ConfigError, match="no rows of code; the categories are math, sql"):
+    with pytest.raises(ConfigError, match="nothing of code; the categories are math, sql"):
         of_categories(rows, ["sql", "code"])
 
 

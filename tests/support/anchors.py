@@ -16,7 +16,7 @@ def small_store(seed: int = 0) -> AnchorStore:
         labels=("math", "math", "sql", "sql", "sql"),
         settings={
             "math": SkipSetting(SkipSet((1, 2), (2,)), 0.6, 5),
-            "sql": SkipSetting(SkipSet((4,), (1, 3)), 0.4, 8),
+            "sql": SkipSetting(SkipSet((4,), (1, 3)), 0.4, 8, 3),
         },
         general=SkipSetting(SkipSet((1,), (1,)), 0.5, 4),
         max_distance=0.25,

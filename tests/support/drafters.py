@@ -33,7 +33,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sdsat", {"steps": 2}),
     ("sdsat", {"adaptive_ids": [ADAPTIVE_ID, 3, 11], "top_k": 1}),
     ("layer-skip", {"skip_set": EVERYTHING, "siblings": 3}),
-    ("layer-skip", {"skip_set": SkipSet(), "threshold": 0.0, "depth": 4}),
+    ("layer-skip", {"skip_set": SkipSet(), "threshold": 0.0, "depth": 4, "siblings": 0}),
     ("layer-skip", {"adaptive": True, "couple": False, "depth": 3}),
     ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
 )
@@ -66,7 +66,7 @@ def anchors_everywhere() -> AnchorStore:
         vectors=torch.nn.functional.normalize(vectors),
         labels=tuple(sets) * 4,
         max_distance=0.8,
-        settings={name: SkipSetting(skip_set, STOPPED, 4) for name, skip_set in sets.items()},
+        settings={name: SkipSetting(skip_set, STOPPED, 4, 1) for name, skip_set in sets.items()},
         general=SkipSetting(SkipSet((0,), (1,)), STOPPED, 3),
         kind="samples",
         model_fingerprint="any tiny model",
@@ -84,7 +84,7 @@ class SkipSetPerRow(LayerSkipDrafter):
         return (SkipSet(), HALF, EVERYTHING)[(row.request_id + self._turn) % 3]
 
     def setting_of(self, row: Row) -> tuple[SkipSetting, str]:
-        return SkipSetting(self.skip_set_of(row), STOPPED, 4), "skip"
+        return SkipSetting(self.skip_set_of(row), STOPPED, 4, 0), "skip"
 
 
 class PlantedSDSAT:

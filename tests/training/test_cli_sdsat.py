@@ -74,8 +74,14 @@ def test_the_preview_shows_both_kinds_and_writes_nothing(folder: Path, tmp_path:
     assert done.exit_code == 0, done.output
     assert "⟨4 adaptive⟩" in done.stderr
     assert done.stderr.count("⟨") > done.stderr.count(" adaptive⟩") > 0
-    assert "cyan: adaptive tokens" in done.stderr
+    assert "red: noise, cyan: adaptive tokens" in done.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_the_preview_explains_only_colours_that_it_shows(folder: Path, tmp_path: Path) -> None:
+    done = sdsat(folder, tmp_path / "none", "--preview", "1")
+    assert done.exit_code == 0, done.output
+    assert "cyan: adaptive tokens" in done.stderr and "red" not in done.stderr
 
 
 @pytest.mark.full  # the preset itself is tried by `train msn`

@@ -26,7 +26,7 @@ def losses(output: Path) -> list[float]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "inline": {"mode": "inline"},
+    "inline, dropping layers": {"mode": "inline", "layer_dropout": 0.6, "weight_decay": 0.1},
     "noise and adaptive blocks": {"adaptive": True, "adaptive_weight": 0.5, "kl_weight": 0.1},
     "frozen": {"adaptive": True, "noise": False, "frozen": True, "lr": 0.1},
 }
@@ -34,7 +34,12 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["inline", "noise and adaptive blocks", pytest.param("frozen", marks=pytest.mark.full)]
+    "kind",
+    [
+        "inline, dropping layers",
+        "noise and adaptive blocks",
+        pytest.param("frozen", marks=pytest.mark.full),
+    ],
 )
 def test_two_processes_equal_one(tmp_path: Path, kind: str) -> None:
     config = TrainConfig(

@@ -28,6 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "noise": {},
     "joint": {"adaptive": True, "adaptive_first": 0.5, "kl_weight": 0.5},
     "frozen": {"adaptive": True, "noise": False, "frozen": True},
+    "layer dropout": {"layer_dropout": 0.6, "weight_decay": 0.1},
 }
 
 
@@ -81,6 +82,7 @@ CASES = [
     pytest.param("joint", "save: random state not written", marks=pytest.mark.full),
     pytest.param("frozen", "between two steps", marks=pytest.mark.full),
     ("frozen", "save: random state not written"),
+    ("layer dropout", "between two steps"),
 ]
 
 

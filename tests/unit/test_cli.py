@@ -10,15 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.text import Text
 from typer.testing import CliRunner
 
 import draftless
 from draftless import Chunk, Draftless, cli
+from draftless.cli.calibrate_common import install
 from draftless.cli.demo import LABELS, read_prompts
 from draftless.cli.generate import DRAFT_STYLES, STAGES, DraftPainter, read_messages
+from draftless.drafters.anchor_store import AnchorStore
 from draftless.drafters.registry import DRAFTERS
 from draftless.errors import DraftlessError, InputError
+from draftless.skip_set import SkipSet, SkipSetting
 from support.bench import save_bench_model
 
 
@@ -197,22 +201,33 @@ def test_demo_as_json(checkpoint: Path) -> None:
 
 def test_demo_shows_every_drafter_of_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = save_bench_model(tmp_path)
+    everything = SkipSetting(SkipSet(), 0.5, 4)  # drafts that are always right
+    model = Draftless.from_pretrained(checkpoint)
+    store = AnchorStore(
+        vectors=torch.eye(32)[:1], labels=("cats",), max_distance=2.0,
+        settings={"cats": everything}, general=everything, kind="samples",
+        model_fingerprint=model.target.fingerprint(),
+    )  # fmt: skip
+    store.save(checkpoint / "anchors")
+    install(checkpoint, "layer-skip", everything.to_dict())
+    install(checkpoint, "knn-ssd", {"store": "anchors"})
     out, _ = invoke("demo", checkpoint, "--max-new-tokens=4", "--repeats=1")
     for name in DRAFTERS:
         assert out.count(LABELS[name]) >= len(read_prompts())
+    assert out.count("KNN-SSD (cats)") == len(read_prompts())
 
 
 def test_demo_reports_a_difference(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a drafter changed the text, the demo would say so: here one does."""
-    honest = Draftless.generate
+    honest = Draftless.stream
 
-    def lying(self: Draftless, prompt: object, params: object) -> object:
-        output = honest(self, prompt, params)
+    def lying(self: Draftless, prompt: object, params: object) -> list[Chunk]:
+        chunks = list(honest(self, prompt, params))
         if "Jacobi" in type(self.drafter).__name__:
-            output.token_ids[3] += 1
-        return output
+            chunks[-1].output.token_ids[3] += 1
+        return chunks
 
-    monkeypatch.setattr(Draftless, "generate", lying)
+    monkeypatch.setattr(Draftless, "stream", lying)
     out, _ = invoke("demo", checkpoint, "--max-new-tokens=12", "--repeats=1")
     assert "on 0 of" in " ".join(out.split())
     assert "up to 3" in out

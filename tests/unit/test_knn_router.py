@@ -71,7 +71,7 @@ def test_neighbours_vote_and_the_nearer_wins_a_tie(neighbours: int, label: str) 
 # The rows of the batch: label and prompt. One token has no vector; the last row is like no anchor.
 PROMPTS = {"math": [7, 8, 9, 10, 11], "sql": [40, 41, 40, 42] * 3, "one": [5], "far": [20, 3, 55]}
 SETTINGS = {
-    "math": SkipSetting(SkipSet((0, 1), (0, 1)), 0.0, 3),
+    "math": SkipSetting(SkipSet((0, 1), (0, 1)), 0.0, 3, 2),
     "sql": SkipSetting(SkipSet((1,), ()), 0.0, 5),
     "general": SkipSetting(SkipSet(), 0.0, 4),
 }
@@ -109,7 +109,9 @@ def test_every_row_is_drafted_with_its_own_set_and_writes_the_plain_text(
         ("math", "sql", "general", "general"), wanted, results, strict=True
     ):
         setting = SETTINGS[label]
-        alone = LayerSkipDrafter(setting.skip_set, setting.threshold, setting.depth)
+        alone = LayerSkipDrafter(
+            setting.skip_set, setting.threshold, setting.depth, setting.siblings
+        )
         (expected,) = run(model, alone, [job])
         assert [s.tree.token_ids for s in result.steps] == [
             s.tree.token_ids for s in expected.steps
@@ -118,11 +120,13 @@ def test_every_row_is_drafted_with_its_own_set_and_writes_the_plain_text(
     assert results[2].request.stats.acceptance_length > 4, "an empty set accepts everything"
 
 
-def test_threshold_and_depth_of_the_drafter_win() -> None:
-    drafter = KNNSSDDrafter(routed_store(), depth=2)
+def test_options_of_the_drafter_win_over_the_settings() -> None:
+    drafter = KNNSSDDrafter(routed_store(), depth=2, siblings=0)
     results = run(target("llama"), drafter, jobs())
     assert {s.tree.num_nodes for r in results for s in r.steps[:3]} == {3}
-    drafter = KNNSSDDrafter(routed_store(), threshold=1.0)  # the first draft is always made
+    drafter = KNNSSDDrafter(
+        routed_store(), threshold=1.0, siblings=0
+    )  # the first draft is always made
     results = run(target("llama"), drafter, jobs())
     assert {s.tree.num_nodes for r in results for s in r.steps[:3]} == {2}
 

@@ -64,7 +64,7 @@ class PlannedPasses:
 
 
 def drafter(**options: object) -> LayerSkipDrafter:
-    return LayerSkipDrafter(**{"skip_set": HALF, **options})  # type: ignore[arg-type]
+    return LayerSkipDrafter(**{"skip_set": HALF, "siblings": 0, **options})  # type: ignore[arg-type]
 
 
 def propose(one: LayerSkipDrafter, passes: PlannedPasses, *rows: Row) -> list[DraftTree]:
@@ -125,7 +125,7 @@ def test_rows_share_passes() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_empty_skip_set_accepts_everything(family: str, temperature: float) -> None:
     """So the passes see the cache, their own drafts, the right positions and the right noise."""
-    whole = registered("layer-skip", skip_set=SkipSet(), threshold=0.0, depth=4)
+    whole = registered("layer-skip", skip_set=SkipSet(), threshold=0.0, depth=4, siblings=0)
     jobs = [
         Job(
             prompt_ids(n, seed=n), SamplingParams(max_new_tokens=m, temperature=temperature, seed=n)
@@ -148,7 +148,9 @@ def test_a_sampled_draft_uses_the_targets_noise() -> None:
     ]
 
     def accepted(*, couple: bool) -> float:
-        one = registered("layer-skip", skip_set=SkipSet(), threshold=0.0, depth=4, couple=couple)
+        one = registered(
+            "layer-skip", skip_set=SkipSet(), threshold=0.0, depth=4, siblings=0, couple=couple
+        )
         stats = [result.request.stats for result in run(target("llama"), one, jobs)]
         return sum(s.num_accepted_tokens for s in stats) / sum(s.num_draft_tokens for s in stats)
 
@@ -157,7 +159,9 @@ def test_a_sampled_draft_uses_the_targets_noise() -> None:
 
 
 def record_of(row: Row, drafted: int, accepted: int) -> StepRecord:
-    tree = DraftTree.chain(range(1, drafted + 2))
+    """A chain, of which some were accepted, with a sibling beside its first token."""
+    parents = (*range(-1, drafted), *[0] * bool(drafted))
+    tree = DraftTree(tuple(range(1, len(parents) + 1)), parents)
     committed = (*range(2, accepted + 2), 60)
     return StepRecord(row, tree, Verdict(tuple(range(accepted + 1)), committed, "recovered"))
 
@@ -220,11 +224,11 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
 
 def test_a_skip_file(tmp_path: Path) -> None:
     """Its threshold and depth count unless others are given; damage is refused by name."""
-    setting = SkipSetting(SkipSet((1,), (0, 1)), 0.45, 7)
+    setting = SkipSetting(SkipSet((1,), (0, 1)), 0.45, 7, 3)
     file = tmp_path / "skip.json"
     file.write_text(json.dumps({"format_version": 1, "setting": setting.to_dict()}))
-    assert drafter(skip_set=str(file)).setting == setting
-    assert drafter(skip_set=file, depth=3).setting == SkipSetting(setting.skip_set, 0.45, 3)
+    assert LayerSkipDrafter(str(file)).setting == setting
+    assert LayerSkipDrafter(file, depth=3).setting == SkipSetting(setting.skip_set, 0.45, 3, 3)
     for text, message in (
         ('{"format_version": 1, "sett', "skip.json is not a valid skip file"),
         ('{"format_version": 1}', "skip.json is not a valid skip file"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
+from draftless.bench.questions import Question
 from draftless.bench.rows import Row, Turn
-from draftless.bench.statistics import Interval, rate_ratio, stratified_interval
+from draftless.bench.statistics import Interval, Numbers, rate_ratio, stratified_interval
 from draftless.errors import ConfigError
 from draftless.loops import LOOP_LIMIT
 
@@ -26,6 +28,7 @@ MT_BENCH = {
 SPEC_BENCH = MT_BENCH | {"translation", "summarization", "qa", "math_reasoning", "rag"}
 
 Pair = tuple[Row, Row]
+OfCategory = TypeVar("OfCategory", Row, Question)
 
 
 def with_merged_categories(rows: Sequence[Row]) -> list[Row]:
@@ -35,8 +38,8 @@ def with_merged_categories(rows: Sequence[Row]) -> list[Row]:
     return [replace(r, category="mt_bench") if r.category in MT_BENCH else r for r in rows]
 
 
-def of_categories(rows: Sequence[Row], categories: Sequence[str]) -> list[Row]:
-    """The rows of these categories.
+def of_categories(rows: Sequence[OfCategory], categories: Sequence[str]) -> list[OfCategory]:
+    """The rows, or questions, of these categories; of all if none is named.
 
     Raises:
         ConfigError: there is none of such a category.
@@ -44,9 +47,9 @@ def of_categories(rows: Sequence[Row], categories: Sequence[str]) -> list[Row]:
     known = {row.category for row in rows}
     if unknown := [name for name in categories if name not in known]:
         raise ConfigError(
-            f"there are no rows of {', '.join(unknown)}; the categories are {', '.join(sorted(known))}"
+            f"there is nothing of {', '.join(unknown)}; the categories are {', '.join(sorted(known))}"
         )
-    return [row for row in rows if row.category in categories]
+    return [row for row in rows if not categories or row.category in categories]
 
 
 def is_looping(row: Row) -> bool:
@@ -88,6 +91,11 @@ def acceptance_rate(rows: Iterable[Row]) -> float | None:
     return category_mean(rows, lambda row: sum(accepted_drafts(row)), num_drafted)
 
 
+def drafts_per_step(rows: Iterable[Row]) -> float | None:
+    """Draft tokens per step."""
+    return category_mean(rows, num_drafted, lambda row: row.num_steps)
+
+
 def accepted_drafts(row: Row) -> list[int]:
     """Accepted drafts of every step: all that it committed but the target's own token."""
     return [max(0, tokens - 1) for turn in row.turns for tokens in turn.step_tokens]
@@ -118,15 +126,24 @@ def speed_up(
 ) -> Interval | None:
     """Tokens per second of the first over the second of each pair, in the mean over categories.
 
-    The repetitions of a question are summed up: they are one question, drawn as a whole.
+    The repetitions of a question are summed up, and so are its places in several streams: they are
+    one question, drawn as a whole.
     """
-    strata: dict[str, dict[str, list[float]]] = {}
-    for own, plain in sorted(pairs, key=lambda pair: pair[0].category):
-        numbers = (own.num_tokens, seconds(own), plain.num_tokens, seconds(plain))
-        totals = strata.setdefault(own.category, {}).setdefault(own.question_id, [0.0] * 4)
-        totals[:] = [a + b for a, b in zip(totals, numbers, strict=True)]
-    arrays = [np.array(list(questions.values())) for questions in strata.values()]
+    totals = question_totals(pairs, seconds)
+    arrays = [np.array(list(questions.values())) for questions in totals.values()]
     return stratified_interval(arrays, rate_ratio) if arrays else None
+
+
+def question_totals(
+    pairs: Sequence[Pair], seconds: Callable[[Row], float] = lambda row: row.seconds
+) -> dict[str, dict[str, Numbers]]:
+    """By category and question: tokens and seconds of the first of each pair, and of the second."""
+    totals: dict[str, dict[str, Numbers]] = {}
+    for own, plain in sorted(pairs, key=lambda pair: pair[0].category):
+        questions = totals.setdefault(own.category, {})
+        numbers = np.array([own.num_tokens, seconds(own), plain.num_tokens, seconds(plain)])
+        questions[own.question_id] = questions.get(own.question_id, np.zeros(4)) + numbers
+    return totals
 
 
 def turns_of(rows: Iterable[Row]) -> Iterator[Turn]:

@@ -1,4 +1,4 @@
-"""Curves that need every step: speed over the position in the text, time over the width."""
+"""Curves: speed over the position in the text, time over the width, speed-up over a stream."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from draftless.bench.averages import turns_of
+from draftless.bench.averages import Pair, turns_of
 from draftless.bench.rows import Row, Turn
+from draftless.bench.statistics import rate_ratio
 
 MIN_STEPS = 5
 MIN_TURN_SHARE = 0.1
 NUM_BINS = 12
+WINDOW = 10
 
 Curve = list[tuple[float, float]]
 
@@ -90,3 +92,29 @@ def cost_of_width(rows: Sequence[Row]) -> Curve:
         for one in np.unique(bins)
         if (bins == one).sum() >= MIN_STEPS
     ]
+
+
+def speed_up_over_requests(pairs: Iterable[Pair], num_requests: int) -> Curve:
+    """Speed-up over the place in a stream: tokens per second over the plain loop's, running.
+
+    Each point is of `WINDOW` requests in a row (fewer in a short stream), their tokens and seconds
+    summed up. One without an answer that counts is left out.
+
+    Args:
+        pairs: of one stream.
+        num_requests: of the stream.
+
+    Returns:
+        (middle of the window, counted from 1; speed-up).
+    """
+    totals = np.zeros((num_requests, 4))
+    for own, plain in pairs:
+        assert own.position is not None
+        totals[own.position] += (own.num_tokens, own.seconds, plain.num_tokens, plain.seconds)
+    window = min(WINDOW, max(1, num_requests // 3))
+    curve = []
+    for first in range(num_requests - window + 1):
+        sums = totals[first : first + window].sum(axis=0)
+        if sums.all():
+            curve.append((first + (window + 1) / 2, float(rate_ratio(sums))))
+    return curve

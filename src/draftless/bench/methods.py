@@ -118,6 +118,7 @@ def our_method(model: Draftless, sampling: Sampling, max_new_tokens: int) -> Met
             step_drafted=[chunk.num_draft_tokens for chunk in chunks],
             step_nodes=[chunk.num_nodes for chunk in chunks],
             step_s=step_s,
+            num_draft_passes=output.stats.num_draft_passes,
             sources=sources,
             pieces=_pieces(model, output.token_ids) if any(sources) else [],
             time_s={name: round(s, _DIGITS) for name, s in output.stats.time_s.items()},

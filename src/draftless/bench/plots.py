@@ -34,11 +34,13 @@ class Chart:
         title: its heading.
         note: how to read it.
         svg: the drawing, safe to put into a page.
+        legend: mark and name of what only this chart shows.
     """
 
     title: str
     note: str
     svg: str
+    legend: tuple[tuple[str, str], ...] = ()
 
 
 Styles = Mapping[str, int]
@@ -59,7 +61,7 @@ def swatch(style: int) -> str:
     """A legend's mark: the method's colour and marker."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **_line(style))
+        axes.plot([0, 1, 2], [0, 0, 0], markevery=[1], **line(style))
         axes.set_axis_off()
 
     return inline(draw, 0.22, "", width=0.5)
@@ -117,7 +119,7 @@ def acceptance_by_category(cases: Sequence[CaseSummary], styles: Styles) -> Char
         for place, (category, own) in enumerate(_blocks(axes, chosen)):
             for offset, case in own:
                 value = case.by_category[category].acceptance_length
-                axes.plot(value, place + offset, **_line(styles[case.case.method]))
+                axes.plot(value, place + offset, **line(styles[case.case.method]))
         axes.axvline(1.0, color=INK, linewidth=1.0)
         axes.set_xlabel("committed tokens per step")
 
@@ -139,7 +141,7 @@ def per_position(cases: Sequence[CaseSummary], styles: Styles) -> Chart:
     def draw(axes: Axes) -> None:
         for case in fastest(cases):
             shares = case.per_position_acceptance[:MAX_POSITIONS]
-            axes.plot(range(1, len(shares) + 1), shares, **_line(styles[case.case.method]))
+            axes.plot(range(1, len(shares) + 1), shares, **line(styles[case.case.method]))
         axes.set_ylim(0, 1)
         axes.set_xlim(left=0.8)
         axes.set_xlabel("drafts accepted, at least")
@@ -206,7 +208,7 @@ def stages(cases: Sequence[CaseSummary]) -> Chart | None:
 
     return Chart(
         "Time per stage",
-        "One step of our engine; in brackets the share of everything but the forward pass.",
+        "One step of our engine; in brackets the share of everything but passes of the model.",
         inline(draw, 0.6 + 0.54 * len(chosen), "Milliseconds per step by stage and method"),
     )
 
@@ -248,7 +250,7 @@ def _lines(
 
     def draw(axes: Axes) -> None:
         for method, curve in curves.items():
-            axes.plot([x for x, _ in curve], [y for _, y in curve], **_line(styles[method]))
+            axes.plot([x for x, _ in curve], [y for _, y in curve], **line(styles[method]))
         axes.set_ylim(0, 1.07 * max(y for curve in curves.values() for _, y in curve))
         axes.set_xlabel(axis_labels[0])
         axes.set_ylabel(axis_labels[1])
@@ -310,7 +312,7 @@ def _interval(axes: Axes, case: CaseSummary, place: float, style: int, value: An
     is_reference = case.case.method == case.plain
     if value.is_known and not is_reference:
         axes.plot([value.low, value.high], [place, place], color=_color(style))
-    axes.plot(value.value, place, **_line(style))
+    axes.plot(value.value, place, **line(style))
 
 
 def _name_above(axes: Axes, place: float, name: str, more: str = "", points: float = 8.0) -> None:
@@ -334,5 +336,6 @@ def _color(style: int) -> str:
     return series_color(style % NUM_COLORS if style >= 0 else NUM_COLORS - 1 - style)
 
 
-def _line(style: int) -> dict[str, Any]:
+def line(style: int) -> dict[str, Any]:
+    """Colour and marker of a method."""
     return {"color": _color(style), "marker": MARKERS[style % len(MARKERS)]}

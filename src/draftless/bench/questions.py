@@ -43,12 +43,16 @@ class Question:
         category: what it belongs to in tables (Spec-Bench's thirteen stay thirteen here).
         turns: what the user says, in order; the answers come from the method under test.
         reference: an answer to compare with, if the suite has one.
+        mix, position: in a stream of requests (`streams.make_streams`), its mix ratio and the place
+            in it from 0; None in a suite.
     """
 
     question_id: str
     category: str
     turns: tuple[str, ...]
     reference: str | None = None
+    mix: float | None = None
+    position: int | None = None
 
 
 def load_suite(suite: str, data: Path | None = None) -> list[Question]:

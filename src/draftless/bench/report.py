@@ -15,9 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from draftless.bench import curves, plots, tables, viewer
+from draftless.bench import curves, plots, stream_plots, stream_tables, tables, viewer
 from draftless.bench.answers import Answer, answers
 from draftless.bench.averages import is_looping, of_categories, with_merged_categories
+from draftless.bench.mixes import StreamSummary, stream_summaries
+from draftless.bench.routing import Routing, known_labels, routings
 from draftless.bench.rows import ROWS_FILE, Row, read_rows, read_sessions
 from draftless.bench.summary import STAGES, CaseSummary, Group, Summary, summarise
 from draftless.bench.svg import with_own_ids
@@ -41,6 +43,7 @@ class Run:
         sessions: provenance of every start.
         summary: of the rows.
         answers: one per group.
+        routings: of every case that routes.
     """
 
     label: str
@@ -49,6 +52,11 @@ class Run:
     sessions: list[dict[str, Any]]
     summary: Summary
     answers: list[Answer]
+    routings: list[Routing]
+
+    def streams(self, cases: Sequence[CaseSummary]) -> list[StreamSummary]:
+        """The cases of a group on every stream; none if the run is of a suite."""
+        return stream_summaries(self.rows, cases)
 
     def facts(self) -> list[tuple[str, str]]:
         """How it was measured: what all sessions share once, what differs session by session."""
@@ -82,23 +90,30 @@ class Section:
     charts: list[plots.Chart]
 
 
-def write_report(run_folders: list[Path], output: Path, categories: Sequence[str] = ()) -> Path:
+def write_report(
+    run_folders: list[Path],
+    output: Path,
+    categories: Sequence[str] = (),
+    anchor_map: Path | None = None,
+) -> Path:
     """Write `report.html`, `report.md` and `report.json`.
 
     Args:
         run_folders: run folders; several are compared on one page.
         output: folder of the report; made if it is not there.
         categories: the rows of these only; empty is all.
+        anchor_map: a file of `draftless calibrate anchors` to draw on the page.
 
     Returns:
         The page.
 
     Raises:
         ConfigError: no run is given, a run has no rows of a category, or the extra `bench` is not installed.
-        ArtifactError: a folder has no rows, or rows that cannot be read.
+        ArtifactError: a folder has no rows, or rows or a map that cannot be read.
     """
     runs = _read_runs(run_folders, categories)
-    pages = {PAGE: _render(PAGE, runs), MARKDOWN: _render(MARKDOWN, runs), DATA: _json(runs)}
+    chart = stream_plots.anchor_map(anchor_map) if anchor_map else None
+    pages = {PAGE: _render(PAGE, runs, chart), MARKDOWN: _render(MARKDOWN, runs), DATA: _json(runs)}
     output.mkdir(parents=True, exist_ok=True)
     for name, text in pages.items():
         (output / name).write_text(text, encoding="utf-8", errors="replace")
@@ -117,10 +132,10 @@ def _read_runs(folders: Sequence[Path], categories: Sequence[str]) -> list[Run]:
                 f"{folder / ROWS_FILE} has no rows; measure first: draftless bench run --output {folder}"
             )
         num_done = len({row.question for row in rows})
-        if categories:
-            rows = of_categories(rows, categories)
+        rows = of_categories(rows, categories)
         summary = summarise(rows)
-        runs.append(Run(label, rows, num_done, own, summary, answers(summary)))
+        routed = routings(rows, known_labels(own))
+        runs.append(Run(label, rows, num_done, own, summary, answers(summary), routed))
     return runs
 
 
@@ -177,11 +192,12 @@ def _charts(run: Run, cases: list[CaseSummary], styles: plots.Styles) -> list[pl
         plots.histogram(cases, styles) if has_drafter else None,
         plots.speed_over_position(places, styles),
         plots.cost_of_width(widths, styles),
+        *stream_plots.stream_charts(run.rows, cases, run.streams(cases), styles),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _render(name: str, runs: Sequence[Run]) -> str:
+def _render(name: str, runs: Sequence[Run], anchors: plots.Chart | None = None) -> str:
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -198,7 +214,7 @@ def _render(name: str, runs: Sequence[Run]) -> str:
     drawings = count()
     environment.filters["drawing"] = lambda svg: Markup(with_own_ids(svg, next(drawings)))
     environment.filters["cell"] = _cell
-    environment.globals["tables"] = tables
+    environment.globals |= {"tables": tables, "stream_tables": stream_tables}
     styles = plots.make_styles(c.case.method for run in runs for c in run.summary.cases)
     sources = viewer.sources_of([row for run in runs for row in run.rows])
     numbers = {source: place for place, source in enumerate(sources)}
@@ -210,6 +226,7 @@ def _render(name: str, runs: Sequence[Run]) -> str:
         swatches={m: plots.swatch(place) for m, place in styles.items()} if is_page else {},
         css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         stages=STAGES,
+        anchors=anchors,
         sources=sources,
         source_shares={run.label: viewer.source_shares(run.rows) for run in runs},
         excerpts={
@@ -249,6 +266,23 @@ def _json(runs: Sequence[Run]) -> str:
                 "categories": run.summary.categories,
                 "answers": run.answers,
                 "cases": run.summary.cases,
+                "streams": [
+                    {
+                        "case": one.case,
+                        "mixes": [
+                            {
+                                "mix": mix,
+                                "tokens_per_second": own.tokens_per_second,
+                                "speed_up": own.speed_up,
+                            }
+                            for mix, own in one.by_mix.items()
+                        ],
+                        "fall": one.fall,
+                    }
+                    for cases in run.summary.groups().values()
+                    for one in run.streams(cases)
+                ],
+                "routings": [_routing(one) for one in run.routings],
                 "divergences": [
                     {**_question(one.row), "turn": one.turn, "margin": one.margin}
                     for one in run.summary.divergences
@@ -259,6 +293,14 @@ def _json(runs: Sequence[Run]) -> str:
         ],
     }
     return json.dumps(_plain(data), indent=1, allow_nan=False) + "\n"
+
+
+def _routing(one: Routing) -> dict[str, Any]:
+    counts = {
+        domain: {label or "unknown": num for label, num in own.items()}
+        for domain, own in one.counts.items()
+    }
+    return {"case": one.case, "labels": one.labels, "counts": counts}
 
 
 def _question(row: Row) -> dict[str, Any]:

@@ -20,12 +20,28 @@ ROWS_FILE = "rows.jsonl"
 SESSIONS_FILE = "sessions.jsonl"
 # Plain loops: a speed-up is over the fastest of these in the same run.
 PLAIN_METHODS = ("transformers", "none")
+# Every `draftless calibrate skip` writes a file of this name: its folder tells which it is.
+SKIP_FILE = "skip.json"
+
+QuestionKey = tuple[str, int, float | None]
 
 
 def method_name(drafter: str, options: Mapping[str, Any]) -> str:
-    """What a drafter with options of its own is called: `sdsat [steps=2, k=5]`."""
-    told = ", ".join(f"{key}={value}" for key, value in options.items())
+    """What a drafter with options of its own is called: `sdsat [steps=2, k=5]`.
+
+    Of a path only its last name is told: `layer-skip [skip_set=mixed]`.
+    """
+    told = ", ".join(f"{key}={_short_value(value)}" for key, value in options.items())
     return f"{drafter} [{told}]" if told else drafter
+
+
+def _short_value(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    path = Path(value)
+    if path.name == SKIP_FILE and path.parent.name not in ("", ".."):
+        return path.parent.name
+    return path.stem if path.suffix == ".json" else path.name or value
 
 
 def parse_method(name: str) -> tuple[str, dict[str, str]]:
@@ -90,11 +106,12 @@ class Turn:
         step_drafted: draft tokens of every step; probes are none.
         step_nodes: tokens fed in every step: the root, drafts and probes; empty for peers, and in
             rows from before there were probes.
+        num_draft_passes: passes that the drafter made through part of the target; 0 for peers.
         step_s: seconds from the call's begin to each step's end.
         sources: what drafted each token (`StepRecord.sources`), "" for the target's own; empty
             for peers.
-        time_s: seconds by stage: prefill, propose, forward, verify, commit, observe; empty for
-            peers.
+        time_s: seconds by stage: prefill, propose, draft (the passes of the drafter), forward,
+            verify, commit, observe; empty for peers.
         num_looping: tokens inside repeats of period 8 or less (`loops.looping_tokens`).
         margin: where it departs from our plain loop; None if all tokens are equal, and for
             that loop itself.
@@ -118,6 +135,7 @@ class Turn:
     num_looping: int = 0
     margin: Margin | None = None
     pieces: list[str] = field(default_factory=list)
+    num_draft_passes: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -146,6 +164,8 @@ class Row:
         load: load average of the machine when it ended.
         session: line of `sessions.jsonl`.
         error: what went wrong; then there are no numbers.
+        mix, position: in a stream of requests, its mix ratio and the place in it from 0; None
+            elsewhere.
     """
 
     case: Case
@@ -157,16 +177,18 @@ class Row:
     load: float = 0.0
     session: int = 0
     error: str | None = None
+    mix: float | None = None
+    position: int | None = None
 
     @property
-    def key(self) -> tuple[Case, str, int]:
+    def key(self) -> tuple[Case, QuestionKey]:
         """What makes a row unique in a run."""
-        return self.case, self.question_id, self.repeat
+        return self.case, self.question
 
     @property
-    def question(self) -> tuple[str, int]:
+    def question(self) -> QuestionKey:
         """What pairs the rows of different cases."""
-        return self.question_id, self.repeat
+        return self.question_id, self.repeat, self.mix
 
     @property
     def num_tokens(self) -> int:
@@ -225,7 +247,7 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         ArtifactError: a line is not a row of this version.
     """
-    rows: dict[tuple[Case, str, int], Row] = {}
+    rows: dict[tuple[Case, QuestionKey], Row] = {}
     for number, data in enumerate(read_lines(folder / ROWS_FILE), start=1):
         try:
             row = _row(data)

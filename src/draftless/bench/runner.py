@@ -22,8 +22,9 @@ from draftless.bench.methods import Method, Sampling, our_method, peer_methods, 
 from draftless.bench.near_ties import Judge
 from draftless.bench.questions import Question, balanced
 from draftless.bench.rows import Case, Row, method_name
+from draftless.bench.streams import make_streams
 from draftless.bench.trust import is_comparable
-from draftless.drafters.registry import DRAFTERS
+from draftless.bench.variants import drafted_models, file_digests, left_out, store_labels
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.model import Draftless
 from draftless.provenance import collect_provenance
@@ -31,7 +32,8 @@ from draftless.provenance import collect_provenance
 PLAIN = "none"
 _FILES = (files.ROWS_FILE, files.SESSIONS_FILE)
 
-# Options that only add rows; all others change what a row means and must not be mixed.
+# Options that only add rows; all others change what a row means and must not be mixed. (A limit
+# changes the order of a stream.)
 _MAY_DIFFER = ("drafters", "variants", "samplings", "has_peers", "limit", "repeats")
 
 
@@ -52,6 +54,8 @@ class RunOptions:
         seed: of the sampling; question and repetition are mixed in.
         is_raw: prompts as they are, without a chat template or a checkpoint's format.
         has_peers: whether `transformers`' own loops run, too.
+        mixes: a stream of requests for each of these mix ratios (0 to 1), one after the other and of
+            the same questions; none is a suite. `seed` also gives their order.
     """
 
     name: str
@@ -65,6 +69,7 @@ class RunOptions:
     seed: int = 0
     is_raw: bool = False
     has_peers: bool = True
+    mixes: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, low in (("max_new_tokens", 1), ("repeats", 1), ("limit", 1)):
@@ -73,6 +78,12 @@ class RunOptions:
                 raise ConfigError(f"{name}={value} is below {low}")
         if not self.samplings:
             raise ConfigError("no sampling is given; say at least temperature 0")
+        for mix in self.mixes:
+            if not 0.0 <= mix <= 1.0:
+                raise ConfigError(
+                    f"mix={mix} is not between 0 (one category after the other) and 1 (another one "
+                    "after every request)"
+                )
 
 
 @dataclass(frozen=True)
@@ -83,10 +94,12 @@ class Plan:
         options: as given.
         model: with plain decoding.
         methods: of every case, in order.
-        questions: that fit into the model's context, in order.
+        questions: that fit into the model's context, in order; in streams as often as there are
+            mix ratios.
         too_long: ids of those that do not.
         suite_digest: of the text of all questions of the suite.
         left_out: why a drafter, or a peer under a sampling, does not run.
+        labels: domains that a method with anchors can route to.
     """
 
     options: RunOptions
@@ -96,6 +109,7 @@ class Plan:
     too_long: Sequence[str]
     suite_digest: str
     left_out: Mapping[str, str]
+    labels: Mapping[str, list[str]]
 
     def facts(self) -> dict[str, Any]:
         """A line of `sessions.jsonl`."""
@@ -116,6 +130,8 @@ class Plan:
             "num_questions": len(self.questions),
             "too_long": list(self.too_long),
             "left_out": dict(self.left_out),
+            "labels": dict(self.labels),
+            "file_digests": file_digests(self.options.variants),
         }
 
 
@@ -123,26 +139,23 @@ def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptio
     """Build all methods and choose the questions.
 
     Raises:
-        ConfigError: a drafter or one of its options is unknown, or the checkpoint was not trained
-            for a drafter that is asked for by name.
+        ConfigError: a drafter or one of its options is unknown, the checkpoint was not trained for
+            a drafter that is asked for by name, or two variants have one name.
         InputError: no question fits into the model's context.
     """
     plain = model.with_drafter(PLAIN)
-    left_out: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     if options.drafters is None:
         options = replace(options, drafters=plain.drafters)
-        why = "the checkpoint was not trained for it"
-        left_out = {name: why for name in DRAFTERS if name not in plain.drafters}
-    drafted = {name: plain.with_drafter(name) for name in (PLAIN, *(options.drafters or ()))}
-    for name, more in options.variants:
-        drafted[method_name(name, more)] = plain.with_drafter(name, more)
+        skipped = left_out(plain)
+    drafted = drafted_models(plain, (PLAIN, *(options.drafters or ())), options.variants)
     stock = stock_copy(plain.target.model) if options.has_peers else None
     methods: dict[Case, Method] = {}
     for sampling in options.samplings:
         found: dict[str, Method] = {}
         if stock is not None:
             found, reasons = peer_methods(plain, stock, sampling, options.max_new_tokens)
-            left_out |= {f"{peer}, {sampling.name}": reason for peer, reason in reasons.items()}
+            skipped |= {f"{peer}, {sampling.name}": reason for peer, reason in reasons.items()}
         for name, one in drafted.items():
             found[name] = our_method(one, sampling, options.max_new_tokens)
         for name, method in found.items():
@@ -158,14 +171,16 @@ def make_plan(model: Draftless, questions: Sequence[Question], options: RunOptio
             f"none of {len(questions)} questions leaves room for {options.max_new_tokens} new "
             f"tokens a turn in the model's context of {limit}; lower --max-new-tokens"
         )
+    chosen = fitting[: options.limit]
     return Plan(
         options=options,
         model=plain,
         methods=methods,
-        questions=fitting[: options.limit],
+        questions=make_streams(chosen, options.mixes, options.seed) if options.mixes else chosen,
         too_long=[question.question_id for question in too_long],
         suite_digest=f"{zlib.crc32(repr(list(questions)).encode()):08x}",
-        left_out=left_out,
+        left_out=skipped,
+        labels=store_labels(drafted),
     )
 
 
@@ -188,7 +203,7 @@ class Run:
         check_folder(folder, is_resumed=is_resumed)
         sessions = files.read_sessions(folder)
         if sessions:
-            _check_same(plan, folder, sessions[-1])
+            _check_same(plan, folder, sessions)
         self.session = len(sessions)
 
     @property
@@ -218,8 +233,9 @@ class Run:
             yield measured
 
     def _missing(self, repeat: int, index: int) -> list[Case]:
-        question_id = self._plan.questions[index].question_id
-        return [c for c in self._plan.methods if (c, question_id, repeat) not in self._done]
+        question = self._plan.questions[index]
+        key = (question.question_id, repeat, question.mix)
+        return [case for case in self._plan.methods if (case, key) not in self._done]
 
     def _question(self, repeat: int, index: int) -> list[Row]:
         """All missing cases of one question; what they wrote is compared with plain decoding."""
@@ -252,6 +268,7 @@ class Run:
         question = self._plan.questions[index]
         row = Row(case, question.category, question.question_id, repeat, session=self.session)
         row.seed = seed_of(self._plan.options.seed, question.question_id, repeat)
+        row.mix, row.position = question.mix, question.position
         conversation = Conversation(self._plan.model, question, is_raw=self._plan.options.is_raw)
         try:
             for _ in question.turns:
@@ -265,7 +282,7 @@ class Run:
 
     def _compare(self, row: Row, question: Question) -> None:
         """Fill in the first margin; later turns of the conversation have other prompts."""
-        plain = self._done.get((replace(row.case, method=PLAIN), row.question_id, row.repeat))
+        plain = self._done.get((replace(row.case, method=PLAIN), row.question))
         if plain is None or row.error is not None or not is_comparable(row.case):
             return
         sampling = self._samplings[row.case.sampling]
@@ -308,20 +325,29 @@ def check_folder(folder: Path, *, is_resumed: bool) -> None:
         )
 
 
-def _check_same(plan: Plan, folder: Path, session: Mapping[str, Any]) -> None:
+def _check_same(plan: Plan, folder: Path, sessions: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to mix rows of different meaning."""
-    facts = plan.facts()
-    now, before = dict(facts["options"]), dict(session["options"])
+    facts, session = plan.facts(), sessions[-1]
+    now, before = dict(facts["options"]), {"mixes": [], **session["options"]}
     for name in ("dtype", "device", "num_parameters"):
         now[name], before[name] = facts["model"][name], session["model"][name]
     for name in ("num_threads", "suite_digest"):
         now[name], before[name] = facts[name], session[name]
+    may_differ = [name for name in _MAY_DIFFER if not (plan.options.mixes and name == "limit")]
     for name, value in now.items():
-        if name not in _MAY_DIFFER and before.get(name) != value:
+        if name not in may_differ and before.get(name) != value:
             raise ConfigError(
                 f"the rows in {folder} were measured with {name}={before.get(name)}, not {value}; "
                 "use the same options, or another --output"
             )
+    for one in sessions:
+        known = one.get("file_digests", {})
+        for name, digest in facts["file_digests"].items():
+            if known.get(name, digest) != digest:
+                raise ConfigError(
+                    f"the rows of {name} in {folder} were measured with other contents of the file "
+                    "that it names; give the file another name, or use another --output"
+                )
 
 
 def _plain(options: RunOptions) -> dict[str, Any]:
@@ -331,6 +357,7 @@ def _plain(options: RunOptions) -> dict[str, Any]:
         "drafters": list(options.drafters or ()),
         "variants": [method_name(name, more) for name, more in options.variants],
         "samplings": [one.name for one in options.samplings],
+        "mixes": list(options.mixes),
     }
 
 

@@ -16,12 +16,12 @@ import numpy as np
 
 from draftless.bench import averages
 from draftless.bench.averages import Pair
-from draftless.bench.rows import PLAIN_METHODS, Case, Row
+from draftless.bench.rows import PLAIN_METHODS, Case, QuestionKey, Row
 from draftless.bench.statistics import Interval
 from draftless.bench.trust import OUR_PLAIN, Divergence, Trust, compare
 
-STAGES = ("propose", "forward", "verify", "commit", "observe")
-Questions = Mapping[tuple[str, int], Row]
+STAGES = ("propose", "draft", "forward", "verify", "commit", "observe")
+Questions = Mapping[QuestionKey, Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,11 @@ class StageSummary:
         nodes_per_step: tokens fed to a forward pass: the root, drafts and probes.
         forward_ms: T(W), milliseconds of the forward pass of a step.
         plain_forward_ms: T(1), the same in our plain loop on the same questions; None without it.
-        efficiency: the speed-up of decoding over the one that acceptance length and cost of width
-            promise, `decode speed-up / (acceptance length x T(1) / T(W))`. At 1 nothing but the
-            forward pass costs time.
+        efficiency: the speed-up of decoding over the one that acceptance length and cost of the
+            passes promise, `decode speed-up / (acceptance length x T(1) / (T(W) + T(draft)))` with
+            the draft passes of a step in T(draft). At 1 nothing but the passes costs time.
+        draft_passes_per_step: passes that the drafter made through part of the target.
+        draft_pass_ms: milliseconds of one of them; None if there were none.
     """
 
     share: dict[str, float]
@@ -62,11 +64,18 @@ class StageSummary:
     forward_ms: float
     plain_forward_ms: float | None
     efficiency: float | None
+    draft_passes_per_step: float
+    draft_pass_ms: float | None
 
     @property
     def overhead_share(self) -> float:
-        """Everything outside the forward pass."""
-        return 1.0 - self.share["forward"]
+        """Everything outside the passes: the forward pass, and those of the drafter."""
+        return 1.0 - self.share["forward"] - self.share["draft"]
+
+    @property
+    def draft_cost_share(self) -> float | None:
+        """f: what one draft pass costs, over the forward pass of a step."""
+        return self.draft_pass_ms / self.forward_ms if self.draft_pass_ms is not None else None
 
     @property
     def width_cost(self) -> float | None:
@@ -100,6 +109,7 @@ class CaseSummary:
         num_forward_passes: of the target in all, prefills included.
         accepted_per_cycle: accepted drafts per verification of drafts; None without drafts.
         acceptance_rate: accepted over draft tokens.
+        drafts_per_step: draft tokens per step.
         by_category: in alphabetical order.
         stages: None for peers.
         trust: comparison with our plain loop.
@@ -126,6 +136,7 @@ class CaseSummary:
     num_forward_passes: int
     accepted_per_cycle: float | None
     acceptance_rate: float | None
+    drafts_per_step: float | None
     by_category: dict[str, CategorySummary]
     stages: StageSummary | None
     trust: Trust
@@ -190,7 +201,7 @@ class _Run:
     def __init__(self, rows: list[Row]) -> None:
         self.rows = rows
         order: dict[Group, None] = {}
-        self._answers: dict[Case, dict[tuple[str, int], Row]] = {}
+        self._answers: dict[Case, dict[QuestionKey, Row]] = {}
         for row in rows:
             order.setdefault(_group(row.case))
             own = self._answers.setdefault(row.case, {})
@@ -244,6 +255,7 @@ class _Run:
             num_forward_passes=sum(t.num_forward_passes for t in averages.turns_of(own.values())),
             accepted_per_cycle=averages.accepted_per_cycle(kept),
             acceptance_rate=averages.acceptance_rate(kept),
+            drafts_per_step=averages.drafts_per_step(kept),
             by_category=_by_category(pairs, has_plain=plain_case is not None),
             stages=_stages(kept, base, decode),
             trust=self.trust(case)[0],
@@ -297,6 +309,8 @@ def _stages(
     if not step_s or not num_steps:
         return None
     forward_ms = 1000 * seconds["forward"] / num_steps
+    passes_ms = forward_ms + 1000 * seconds["draft"] / num_steps
+    num_draft_passes = sum(turn.num_draft_passes for turn in averages.turns_of(rows))
     plain = [base[row.question] for row in rows if row.question in base]
     plain_forward_s = sum(turn.time_s.get("forward", 0.0) for turn in averages.turns_of(plain))
     plain_ms = 1000 * plain_forward_s / sum(row.num_steps for row in plain) if plain else None
@@ -306,7 +320,9 @@ def _stages(
         nodes_per_step=sum(averages.num_nodes(row) for row in rows) / num_steps,
         forward_ms=forward_ms,
         plain_forward_ms=plain_ms,
-        efficiency=decode_speed_up.value / (length * plain_ms / forward_ms)
+        efficiency=decode_speed_up.value / (length * plain_ms / passes_ms)
         if decode_speed_up and plain_ms and length
         else None,
+        draft_passes_per_step=num_draft_passes / num_steps,
+        draft_pass_ms=1000 * seconds["draft"] / num_draft_passes if num_draft_passes else None,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from draftless.bench.rows import Case, Margin, Row, Turn
+from draftless.bench.rows import Case, Margin, QuestionKey, Row, Turn
 
 OUR_PLAIN = "none"
 GREEDY = "greedy"
@@ -87,7 +87,7 @@ def _first_unjudged(turns: list[Turn], plain: list[Turn]) -> int | None:
 
 
 def compare(
-    rows: Iterable[Row], plain: Mapping[tuple[str, int], Row]
+    rows: Iterable[Row], plain: Mapping[QuestionKey, Row]
 ) -> tuple[Trust, list[Divergence]]:
     """Outputs of one case against the plain loop's answers to the same questions."""
     shared = [row for row in rows if is_comparable(row.case) and row.question in plain]

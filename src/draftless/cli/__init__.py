@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from draftless.cli.bench import bench_app
+from draftless.cli.calibrate import calibrate_app
+from draftless.cli.calibrate_anchors import anchors
 from draftless.cli.common import fail
 from draftless.cli.data import data_app
 from draftless.cli.demo import demo
@@ -27,6 +29,8 @@ app.command()(generate)
 app.command()(demo)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
+calibrate_app.command()(anchors)
+app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 
 

@@ -12,12 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from draftless.cli import bench_options, options
-from draftless.cli.bench_methods import read_samplings, read_variants, split
+from draftless.cli.bench_methods import read_mixes, read_samplings, read_variants, split
 from draftless.cli.common import load_model, model_name, progress_bar, set_up_torch, stderr
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from draftless.bench import tables
     from draftless.bench.rows import Row
     from draftless.bench.runner import Plan, Run
     from draftless.bench.summary import CaseSummary
@@ -39,7 +40,9 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
     suite: bench_options.Suite = "tiny",
     data: bench_options.Data = None,
+    categories: bench_options.Categories = None,
     limit: bench_options.Limit = None,
+    mix: bench_options.Mixes = None,
     raw: bench_options.Raw = False,
     drafters: bench_options.Drafters = None,
     drafter_option: bench_options.DrafterOption = None,
@@ -70,26 +73,22 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         draftless bench run ./my-model --suite prompts.jsonl --temperature 0,1 --output runs/mine
         draftless bench run ./my-model --suite spec-bench --data question.jsonl --max-new-tokens 1024
         draftless bench run --drafter-option sdsat.steps=2 --sweep sdsat.k=1..13 --no-peers
+        draftless bench run ./my-model --suite data --categories code,sql --limit 80 --mix 0,0.5,1
     """
+    from draftless.bench.averages import of_categories
     from draftless.bench.questions import load_suite
     from draftless.bench.runner import RunOptions, check_folder, make_plan
 
     called, suite_name = name or _short_name(model), Path(suite).name
     folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
     chosen = RunOptions(
-        name=called,
-        suite=suite_name,
+        name=called, suite=suite_name, mixes=read_mixes(mix), limit=limit, repeats=repeats,
+        seed=seed, max_new_tokens=max_new_tokens, is_raw=raw, has_peers=peers,
         drafters=tuple(split(drafters)) or None,
         variants=read_variants(drafter_option or [], sweep or []),
         samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
-        max_new_tokens=max_new_tokens,
-        repeats=repeats,
-        limit=limit,
-        seed=seed,
-        is_raw=raw,
-        has_peers=peers,
-    )
-    questions = load_suite(suite, data)
+    )  # fmt: skip
+    questions = of_categories(load_suite(suite, data), split(categories))
     check_folder(folder, is_resumed=resume)
     set_up_torch(threads)
     loaded = load_model(model, dtype=dtype, device=device, drafter="none")
@@ -102,6 +101,7 @@ def report(
     runs: bench_options.Runs,
     output: bench_options.ReportFolder = Path("report"),
     categories: bench_options.Categories = None,
+    anchor_map: bench_options.AnchorMap = None,
 ) -> None:
     """Make one HTML page, Markdown and JSON of one run or of several.
 
@@ -113,7 +113,7 @@ def report(
     """
     from draftless.bench.report import write_report
 
-    typer.echo(str(write_report(list(runs), output, split(categories))))
+    typer.echo(str(write_report(list(runs), output, split(categories), anchor_map)))
 
 
 @bench_app.command()
@@ -204,14 +204,19 @@ def measure(started: Run) -> None:
 def show_result(folder: Path) -> bool:
     """Print the table of a run; returns whether all outputs are plain decoding's or near-ties."""
     from draftless.bench.answers import answers
+    from draftless.bench.mixes import stream_summaries
     from draftless.bench.rows import read_rows
+    from draftless.bench.stream_tables import short_stream_table
     from draftless.bench.summary import summarise
 
-    summary = summarise(read_rows(folder))
+    rows = read_rows(folder)
+    summary = summarise(rows)
     console = Console(highlight=False)
     told = {answer.group: answer for answer in answers(summary)}
     for group, cases in summary.groups().items():
         console.print(result_table(cases))
+        if streams := stream_summaries(rows, cases):
+            console.print(shown(short_stream_table(streams)))
         console.print(Text(told[group].text, style="bold"), soft_wrap=True)
         for note in told[group].notes:
             console.print(Text(note, style="dim"), soft_wrap=True)
@@ -235,11 +240,24 @@ def result_table(cases: Sequence[CaseSummary]) -> Table:
     group = cases[0].group
     title = Text(f"{group.model}, {group.sampling}, {group.dtype}", style="bold")
     table = Table(box=None, padding=(0, 1), pad_edge=False, title=title, title_justify="left")
-    table.add_column("method", min_width=13)
+    table.add_column("method", min_width=13, overflow="fold")
     for heading in HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
     for case in cases:
         table.add_row(Text(case.case.method), *_numbers(case))
+    return table
+
+
+def shown(own: tables.Table) -> Table:
+    """A table of a report for the terminal."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for place, heading in enumerate(own.headings):
+        is_name = place < own.num_names
+        table.add_column(
+            heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
+        )
+    for line in own.lines:
+        table.add_row(*map(Text, line))
     return table
 
 

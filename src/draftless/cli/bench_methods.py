@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from draftless.errors import ConfigError
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 def split(values: Sequence[str] | None) -> list[str]:
     """Values with commas between them, or given several times."""
     return [part.strip() for value in values or () for part in value.split(",") if part.strip()]
+
+
+def read_mixes(values: Sequence[str] | None) -> tuple[float, ...]:
+    """Mix ratios of streams, each once.
+
+    Raises:
+        ConfigError: one is not a number.
+    """
+    found = []
+    for value in split(values):
+        try:
+            found.append(float(value))
+        except ValueError as error:
+            raise ConfigError(f"mix ratio {value!r} is not a number") from error
+    return tuple(dict.fromkeys(found))
 
 
 def read_samplings(
@@ -46,8 +62,9 @@ def read_variants(
 
     Args:
         options: `NAME.KEY=VALUE`; those of one drafter make one variant.
-        sweeps: `NAME.KEY=VALUES` with several values (`1..13`, `1,3,5`, `1..3,8`): a variant for each,
-            with the `options` of that drafter; several sweeps of one drafter make all combinations.
+        sweeps: `NAME.KEY=VALUES` with several values (`1..13`, `1,3,5`, `1..3,8`, `a.json,b.json`): a
+            variant for each, with the `options` of that drafter; several sweeps of one drafter make
+            all combinations.
 
     Raises:
         ConfigError: one has another form, or a key is given twice.
@@ -90,7 +107,7 @@ def _values(text: str, option: str) -> list[Any]:
     found: list[Any] = []
     for part in split([text]):
         low, dots, high = part.partition("..")
-        if not dots:
+        if not dots or Path(part).name != part:  # ../a.json is a file
             found.append(_value(part))
         elif low.isdigit() and high.isdigit() and int(low) <= int(high):
             found += range(int(low), int(high) + 1)

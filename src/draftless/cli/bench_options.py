@@ -30,6 +30,14 @@ Data = Annotated[
 Limit = Annotated[
     int | None, _option(_QUESTIONS, "Most questions, taken from the categories in turn.")
 ]
+Mixes = Annotated[
+    list[str] | None,
+    _option(
+        _QUESTIONS,
+        "Ask in streams: chance of another category after each request, 0 to 1; with commas between them for several streams of the same questions. --seed gives their order.",
+        "--mix",
+    ),
+]
 Raw = Annotated[
     bool, _option(_QUESTIONS, "Prompts as they are: no chat template, no trained format.", "--raw")
 ]
@@ -52,7 +60,7 @@ Sweep = Annotated[
     list[str] | None,
     _option(
         _METHODS,
-        "NAME.KEY=VALUES, such as sdsat.k=1..13 or tr-jacobi.budget=8,16: every value is one more method, with the --drafter-option values of that drafter.",
+        "NAME.KEY=VALUES, such as sdsat.k=1..13 or layer-skip.skip_set=a.json,b.json: every value is one more method, with the --drafter-option values of that drafter.",
     ),
 ]
 Temperatures = Annotated[
@@ -78,7 +86,8 @@ Name = Annotated[
 Repeats = Annotated[int, _option(_RUN, "Measure everything so many times.")]
 Threads = Annotated[int | None, _option(_RUN, "Threads of torch. Default: its own choice.")]
 RunSeed = Annotated[
-    int, _option(_RUN, "Seed of the sampling; the same for every method.", "--seed")
+    int,
+    _option(_RUN, "Seed of the sampling and of streams; the same for every method.", "--seed"),
 ]
 SpecBenchOut = Annotated[
     Path | None, _option(_RUN, "Write Spec-Bench's answer files into this folder, too.")
@@ -93,6 +102,10 @@ ReportFolder = Annotated[Path, typer.Option("--output", help="Folder for the rep
 Categories = Annotated[
     list[str] | None,
     typer.Option(help="These categories only, with commas between them. Default: all."),
+]
+
+AnchorMap = Annotated[
+    Path | None, typer.Option(help="Draw this map.json of `draftless calibrate anchors`, too.")
 ]
 
 # draftless bench quality

@@ -21,7 +21,7 @@ from draftless.cli.common import load_model, model_name, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from draftless import Draftless, Output, SamplingParams
+    from draftless import Chunk, Draftless, Output, SamplingParams
 
 PLAIN = "none"
 LABELS = {
@@ -30,14 +30,24 @@ LABELS = {
     "recycling": "Token Recycling",
     "tr-jacobi": "TR-Jacobi",
     "sdsat": "SDSAT",
+    "layer-skip": "layer skipping",
+    "knn-ssd": "KNN-SSD",
 }
+_ROUTED = "skip "  # begins the source of a draft whose skip set was chosen for the request
 
 
 @dataclass
 class Run:
-    """One prompt with one drafter; every repetition must write the same ids."""
+    """One prompt with one drafter; every repetition must write the same ids.
+
+    Attributes:
+        output: of the first repetition.
+        sources: what drafted its accepted tokens (`Chunk.sources`).
+        seconds: of every repetition.
+    """
 
     output: Output
+    sources: frozenset[str]
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -55,7 +65,7 @@ Runs = dict[str, Run]  # by drafter, plain decoding first
 
 def demo(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    max_new_tokens: options.MaxNewTokens = 96,
+    max_new_tokens: options.MaxNewTokens = 64,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
     repeats: options.Repeats = 3,
@@ -89,6 +99,9 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     console = Console(highlight=False)
     for prompt, runs in zip(prompts, measured, strict=True):
         show(console, prompt, runs)
+    if any(routes(run) for runs in measured for run in runs.values()):
+        note = "In brackets: whose skip set the prompt was given, by its nearest anchor."
+        console.print(Text(note, style="dim"), soft_wrap=True)
     console.print(Text(verdict(measured), style="bold"), soft_wrap=True)
 
 
@@ -111,11 +124,23 @@ def measure(
             for prompt, runs in zip(prompts, measured, strict=True):
                 for name, model in models.items():
                     started = time.perf_counter()
-                    output = model.generate(prompt, params)
+                    chunks = list(model.stream(prompt, params))
                     seconds = time.perf_counter() - started
-                    runs.setdefault(name, Run(output)).seconds.append(seconds)
+                    runs.setdefault(name, as_run(chunks)).seconds.append(seconds)
                     progress.advance(task)
     return measured
+
+
+def as_run(chunks: Sequence[Chunk]) -> Run:
+    """A run without times yet."""
+    output = chunks[-1].output
+    assert output is not None
+    return Run(output, frozenset(source for chunk in chunks for source in chunk.sources))
+
+
+def routes(run: Run) -> list[str]:
+    """Labels of the skip sets that were chosen for the prompt (KNN-SSD)."""
+    return sorted(s.removeprefix(_ROUTED) for s in run.sources if s.startswith(_ROUTED))
 
 
 def is_identical(runs: Runs, name: str) -> bool:
@@ -138,8 +163,9 @@ def show(console: Console, prompt: Mapping[str, str], runs: Runs) -> None:
     for name, run in runs.items():
         same_until = first_difference(run.output.token_ids, runs[PLAIN].output.token_ids)
         same = "yes" if same_until is None else f"up to {same_until}"
+        route = f" ({', '.join(routes(run))})" if routes(run) else ""
         table.add_row(
-            LABELS[name],
+            LABELS[name] + route,
             "-" if name == PLAIN else same,
             f"{run.output.stats.acceptance_length:.2f}",
             f"{run.tokens_per_second:.0f}",

@@ -117,6 +117,15 @@ BlockTargets = Annotated[
         "labels (the papers), or model: what it says itself on clean input.",
     ),
 ]
+LayerDropout = Annotated[
+    float | None,
+    _option(
+        _RUN,
+        "Rate at which steps leave the last layer's sub-layers out, growing with depth: teaches to "
+        "draft by skipping layers (LayerSkip).",
+        "--layer-dropout",
+    ),
+]
 CleanShare = Annotated[
     float | None, _option(_NOISE, "Share of documents without noise; 1 is plain SFT.")
 ]

@@ -48,6 +48,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
     max_length: options.MaxLength = None,
+    layer_dropout: options.LayerDropout = None,
     dtype: options.TrainDtype = None,
     seed: options.TrainSeed = None,
     lora: options.Lora = None,
@@ -71,7 +72,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
         "model": model, "data": data, "output": output, "mode": mode, "epochs": epochs,
         "noise_length": noise_length, "noise_source": noise_source, "clean_share": clean_share,
         "block_targets": block_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
-        "dtype": dtype, "seed": seed, "lora": lora,
+        "layer_dropout": layer_dropout, "dtype": dtype, "seed": seed, "lora": lora,
     }  # fmt: skip
     _run(preset, config, flags, preview=preview, resume=resume)
 
@@ -99,6 +100,7 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
     batch_size: options.BatchSize = None,
     lr: options.LearningRate = None,
     max_length: options.MaxLength = None,
+    layer_dropout: options.LayerDropout = None,
     attention: options.TrainAttention = None,
     dtype: options.TrainDtype = None,
     seed: options.TrainSeed = None,
@@ -125,8 +127,8 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
         "adaptive_ids": adaptive_ids, "distinct": distinct, "adaptive_weight": adaptive_weight,
         "adaptive_first": adaptive_first, "frozen": frozen, "kl_weight": kl_weight,
         "block_targets": block_targets, "noise_length": noise_length, "batch_size": batch_size,
-        "lr": lr, "max_length": max_length, "attention": attention, "dtype": dtype, "seed": seed,
-        "lora": lora,
+        "lr": lr, "max_length": max_length, "layer_dropout": layer_dropout, "attention": attention,
+        "dtype": dtype, "seed": seed, "lora": lora,
     }  # fmt: skip
     _run(preset, config, flags, preview=preview, resume=resume, defaults=_SDSAT)
 
@@ -187,6 +189,10 @@ def _show_run(run: Run) -> None:
         f"{run.num_documents} documents ({skipped} records without a response in reach), "
         f"{len(run.held)} of them held back; {len(run.train)} rows"
     )
+    if run.config.layer_dropout:
+        stderr.print(
+            f"layer dropout: up to {run.config.layer_dropout:.0%} of the steps, in the last layer"
+        )
     shares = _shares(run)
     if run.collator.noise is not None:
         stderr.print(
@@ -232,12 +238,14 @@ def _plans(run: Run, count: int) -> Iterator[tuple[list[int], list[int], list[To
 def _show_samples(run: Run, count: int) -> None:
     """Samples with their noise and blocks in colour, as the model will see them."""
     is_inline = run.config.noise and run.config.mode == "inline"
+    shown = set()
     for ids, labels, runs in _plans(run, count):
         begin = next(i for i, label in enumerate(labels) if label != IGNORED_LABEL)
         text = Text()
         text.append(run.tokenizer.decode(ids[:begin]), style="dim")
         for place in range(begin, len(ids)):
             for one in (one for one in runs if one.start == place):
+                shown.add(_kind(run, one))
                 if _kind(run, one) == "adaptive":
                     text.append(f"⟨{len(one.token_ids)} adaptive⟩", style="bold cyan")
                 else:
@@ -249,10 +257,11 @@ def _show_samples(run: Run, count: int) -> None:
             text.append(run.tokenizer.decode(ids[place : place + 1]), style=style)
         stderr.print(text)
         stderr.rule()
-    if is_inline:
-        stderr.print("red: noise; the text that follows is replaced by the noise before it")
-    else:
-        stderr.print("red: noise, cyan: adaptive tokens; the text that follows is seen beside them")
+    if shown:
+        colours = {"noise": "red: noise", "adaptive": "cyan: adaptive tokens"}
+        names = ", ".join(name for kind, name in colours.items() if kind in shown)
+        how = "replaced by the noise before it" if is_inline else "seen beside them"
+        stderr.print(f"{names}; the text that follows is {how}")
 
 
 def _progress() -> Sequence[Any]:

@@ -32,8 +32,8 @@ class KNNSSDDrafter(LayerSkipDrafter):
         neighbours: nearest anchors that vote.
         threshold: least probability with which drafting goes on; None is each setting's own.
         depth: longest draft; None is each setting's own.
+        siblings: most further candidates beside the chain; None is each setting's own.
         adaptive: as in `LayerSkipDrafter`.
-        siblings: as in `LayerSkipDrafter`.
         couple: as in `LayerSkipDrafter`.
         num_layers: of the model, for checking the skip sets.
         model_fingerprint: of the model, for checking that the store was made for it.
@@ -45,8 +45,8 @@ class KNNSSDDrafter(LayerSkipDrafter):
         neighbours: int = 1,
         threshold: float | None = None,
         depth: int | None = None,
+        siblings: int | None = None,
         adaptive: bool = False,
-        siblings: int = 0,
         couple: bool = True,
         num_layers: int | None = None,
         model_fingerprint: str | None = None,
@@ -67,17 +67,17 @@ class KNNSSDDrafter(LayerSkipDrafter):
             self.store.check_model(model_fingerprint)
         if num_layers is not None:
             self.store.check_layers(num_layers)
-        general = self.store.general
+        general = override(self.store.general, threshold, depth, siblings)
         super().__init__(
             general.skip_set,
-            general.threshold if threshold is None else threshold,
-            general.depth if depth is None else depth,
+            general.threshold,
+            general.depth,
+            general.siblings,
             adaptive,
-            siblings,
             couple,
         )
         self._settings = {
-            label: override(setting, threshold, depth)
+            label: override(setting, threshold, depth, siblings)
             for label, setting in self.store.settings.items()
         }
         self._neighbours = neighbours

@@ -31,6 +31,7 @@ from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 SKIP = "skip"  # the name of this source in `DraftTree.sources`
 SKIP_FILE_VERSION = 1
 _THRESHOLD, _DEPTH = 0.6, 12  # the paper's start and its longest draft
+_SIBLINGS = 4
 
 # The controller of the threshold, with the paper's values (section 3.4 and appendix).
 _TARGET_ACCEPTANCE, _STEP = 0.9, 0.01
@@ -44,8 +45,8 @@ class LayerSkipDrafter:
         skip_set: sub-layers to leave out: a `SkipSet`, its dict, or the path of a skip file.
         threshold: least probability with which drafting goes on; None is the skip file's, else 0.6.
         depth: longest draft; None is the skip file's, else 12.
-        adaptive: move the threshold so that 90 % of the drafts are accepted.
-        siblings: most further candidates beside the chain.
+        siblings: most further candidates beside the chain; None is the skip file's, else 4.
+        adaptive: move the threshold so that 90 % of the chain's drafts are accepted.
         couple: draft under the keyed noise of the positions when sampling.
         num_layers: of the model, for checking the skip set.
     """
@@ -55,8 +56,8 @@ class LayerSkipDrafter:
         skip_set: SkipSet | Mapping[str, Any] | str | Path | None = None,
         threshold: float | None = None,
         depth: int | None = None,
+        siblings: int | None = None,
         adaptive: bool = False,
-        siblings: int = 0,
         couple: bool = True,
         num_layers: int | None = None,
     ) -> None:
@@ -68,13 +69,11 @@ class LayerSkipDrafter:
         if isinstance(skip_set, str | Path):
             setting = read_skip_file(skip_set)
         else:
-            setting = SkipSetting(SkipSet.from_dict(skip_set), _THRESHOLD, _DEPTH)
-        self.setting = override(setting, threshold, depth)
+            setting = SkipSetting(SkipSet.from_dict(skip_set), _THRESHOLD, _DEPTH, _SIBLINGS)
+        self.setting = override(setting, threshold, depth, siblings)
         if num_layers is not None:
             self.setting.skip_set.check(num_layers)
-        check_least("layer-skip", siblings=(siblings, 0))
         self._adaptive = adaptive
-        self._siblings = siblings
         self._couple = couple
         self._controllers: WeakKeyDictionary[Row, _Controller] = WeakKeyDictionary()
 
@@ -97,7 +96,7 @@ class LayerSkipDrafter:
                 for index, logits in passes.feed(last, skip_set).items():
                     self._extend(members[index], logits)
                 members = {index: draft for index, draft in members.items() if draft.is_open}
-        return [draft.tree(self._siblings) for draft in drafts]
+        return [draft.tree() for draft in drafts]
 
     def _draft(self, row: Row) -> _Draft:
         setting, source = self.setting_of(row)
@@ -108,7 +107,7 @@ class LayerSkipDrafter:
 
     def _extend(self, draft: _Draft, logits: torch.Tensor) -> None:
         """Take the best token of `logits [1, V]`."""
-        count, ahead = 1 + self._siblings, len(draft.candidates)
+        count, ahead = 1 + draft.setting.siblings, len(draft.candidates)
         scores, ids = competing(draft.row, logits, count, couple=self._couple, ahead=ahead)
         scores = scores.float()
         values, best = best_ids(scores, ids, count)
@@ -123,7 +122,9 @@ class LayerSkipDrafter:
             self._controllers[record.row].learn(record, depth)
 
 
-def override(setting: SkipSetting, threshold: float | None, depth: int | None) -> SkipSetting:
+def override(
+    setting: SkipSetting, threshold: float | None, depth: int | None, siblings: int | None
+) -> SkipSetting:
     """The setting with what is given in its place.
 
     Raises:
@@ -133,8 +134,9 @@ def override(setting: SkipSetting, threshold: float | None, depth: int | None) -
         setting.skip_set,
         setting.threshold if threshold is None else threshold,
         setting.depth if depth is None else depth,
+        setting.siblings if siblings is None else siblings,
     )
-    check_least("layer-skip", depth=(setting.depth, 1))
+    check_least("layer-skip", depth=(setting.depth, 1), siblings=(setting.siblings, 0))
     if not 0.0 <= setting.threshold <= 1.0:
         raise ConfigError(f"threshold={setting.threshold} of layer-skip is not between 0 and 1")
     return setting
@@ -188,14 +190,14 @@ class _Draft:
         self.candidates.append(candidates)
         self.token_ids.append(candidates[0][0])
 
-    def tree(self, num_siblings: int) -> DraftTree:
+    def tree(self) -> DraftTree:
         """The chain, and the siblings whose paths are likeliest."""
         siblings: list[tuple[float, int, int]] = []  # share of the path, parent, token
         share = 1.0
         for parent, (drafted, *others) in enumerate(self.candidates):
             siblings += [(share * chance, parent, token_id) for token_id, chance in others]
             share *= drafted[1]
-        best = sorted(siblings, reverse=True)[:num_siblings]
+        best = sorted(siblings, reverse=True)[: self.setting.siblings]
         chain = len(self.token_ids)
         return DraftTree(
             (*self.token_ids, *(token_id for _, _, token_id in best)),
@@ -215,8 +217,9 @@ class _Controller:
         drafted = max(record.tree.layout.depths)
         if not drafted:
             return
-        accepted = record.verdict.num_accepted_tokens / drafted
-        self._acceptance += (1 - _KEEP_ACCEPTANCE) * (accepted - self._acceptance)
+        # Siblings stand behind the chain; the threshold decides on the chain alone.
+        accepted = sum(0 < node <= drafted for node in record.verdict.path)
+        self._acceptance += (1 - _KEEP_ACCEPTANCE) * (accepted / drafted - self._acceptance)
         if self._acceptance < _TARGET_ACCEPTANCE:
             wanted = self.threshold + _STEP
         elif drafted >= depth:  # the reference code's rule: a full draft says nothing against it

@@ -54,6 +54,9 @@ class TrainConfig:
         kl_weight: weight of the divergence from the original model, per clean target.
         block_targets: blocks beside the sequence learn the `labels` (the papers), or what the `model`
             itself says there on clean input.
+        layer_dropout: probability that a step leaves the last layer's attention out, and likewise its
+            MLP; it grows with depth from 0 at the first layer (LayerSkip). What the model itself says
+            (`block_targets`) is then said without them, too.
         max_length: longest document; longer ones are cut.
         row_length: documents are packed into rows of this length; 0 pads instead.
         epochs: passes over the data; `max_steps` stops earlier.
@@ -101,6 +104,7 @@ class TrainConfig:
     frozen: bool = False
     kl_weight: float = 0.0
     block_targets: BlockTargets = "labels"
+    layer_dropout: float = 0.0
     max_length: int = 2048
     row_length: int = 2048
     epochs: float = 1.0
@@ -138,7 +142,7 @@ class TrainConfig:
             )
         if not self.lr > 0 or not self.epochs > 0:
             raise ConfigError(f"lr={self.lr} and epochs={self.epochs} must be above 0")
-        for name in ("eval_share", "warmup_share", "adaptive_first"):
+        for name in ("eval_share", "warmup_share", "adaptive_first", "layer_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} lies outside [0, 1)")
         for name, known in (
@@ -172,6 +176,11 @@ class TrainConfig:
         if self.from_scratch is not None and (self.frozen or self.kl_weight):
             raise ConfigError(
                 "from_scratch has no original weights to keep to; leave frozen and kl_weight out"
+            )
+        if self.frozen and self.layer_dropout:
+            raise ConfigError(
+                "layer_dropout teaches the layers to do without each other, and frozen trains none; "
+                "leave one of them out"
             )
         self._check_adaptive()
 

@@ -51,7 +51,7 @@ def read_records(
     path = Path(source)
     if path.is_file():
         lines = list(read_lines(path))
-    elif path.is_dir() and (files := _split_files(path, split)):
+    elif path.is_dir() and (files := split_files(path, split)):
         lines = [line for file in files for line in read_lines(file)]
     elif path.suffix in (".jsonl", ".json", ".gz"):
         raise InputError(f"{source} does not exist")
@@ -108,7 +108,8 @@ def hold_back(
     return [d for d, h in pairs if h > limit], [d for d, h in pairs if h <= limit]
 
 
-def _split_files(folder: Path, split: str) -> list[Path]:
+def split_files(folder: Path, split: str) -> list[Path]:
+    """JSONL files in a folder and its subfolders whose name begins with the split, all if none does."""
     files = sorted(f for f in folder.rglob("*") if f.name.endswith(_SUFFIXES) and f.is_file())
     return [file for file in files if file.name.startswith(split)] or files
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
-from transformers import Trainer
+from transformers import Trainer, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from draftless.prompts import IGNORED_LABEL
 from draftless.training.checkpoint import mark_complete
 from draftless.training.config import BlockTargets
 from draftless.training.evaluate import evaluate_model
+from draftless.training.layer_dropout import LayerDropout
 from draftless.training.losses import divergences, own_losses, without_ids
 
 _ADAPTER_ROWS = "trainable_tokens_delta"  # peft's name for rows of an embedding that train alone
@@ -48,20 +49,39 @@ class DraftTrainer(Trainer):
         settings: of the loss.
         original: where `kl_weight` is not 0: the model as it was, or None if `model` has adapters
             that can be switched off.
+        dropout: of layers; None trains all of them in every step.
         *args, **more: of `Trainer`.
     """
 
     def __init__(
-        self, *args: Any, settings: LossSettings, original: Any = None, **more: Any
+        self,
+        *args: Any,
+        settings: LossSettings,
+        original: Any = None,
+        dropout: LayerDropout | None = None,
+        **more: Any,
     ) -> None:
         super().__init__(*args, **more)
         self._settings = settings
         self._original = original
+        self._dropout = dropout
 
     def get_decay_parameter_names(self, model: Any) -> list[str]:
         """Rows of adaptive tokens are not decayed: they stand for nothing that could overfit."""
         names: list[str] = super().get_decay_parameter_names(model)
         return [name for name in names if _ADAPTER_ROWS not in name]
+
+    def training_step(self, *args: Any, **more: Any) -> torch.Tensor:
+        """Forward and backward of one batch, without the sub-layers that this step drops.
+
+        All batches and processes of an optimizer step drop the same ones. The backward pass must
+        too: checkpointed layers are computed again in it. What is dropped has no gradient (None),
+        so the optimizer leaves it and its moments alone; DDP finds it as an unused parameter.
+        """
+        dropout = self._dropout
+        with dropout.skipped(self.state.global_step) if dropout else nullcontext():
+            loss: torch.Tensor = super().training_step(*args, **more)
+        return loss
 
     def compute_loss(
         self,
@@ -120,6 +140,10 @@ class DraftTrainer(Trainer):
         scores = evaluate_model(model, self.eval_dataset, self._settings.adaptive_ids)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.items()}
         self.log(metrics)
+        # Callbacks may act on it, and without this the last step is evaluated twice.
+        self.control: TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -21,12 +21,14 @@ from draftless.errors import ConfigError
 from draftless.manifest import Manifest, write_manifest
 from draftless.prompts import PromptFormat, Record
 from draftless.provenance import collect_provenance
+from draftless.sublayers import decoder_layers
 from draftless.training.adaptive_tokens import suppress_in_generation
 from draftless.training.checkpoint import prepare_folder
 from draftless.training.config import TrainConfig
 from draftless.training.data import encode_records, hold_back, read_records
 from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 from draftless.training.draft_trainer import DraftTrainer, LossSettings
+from draftless.training.layer_dropout import LayerDropout
 from draftless.training.noise_runs import NoiseSettings
 from draftless.training.packing import pack_documents
 from draftless.training.start_model import (
@@ -51,6 +53,7 @@ class Run:
         model: in fp32, with adapters if asked for.
         original: the model before training, where the loss needs it and no adapter can be switched
             off instead.
+        dropout: of layers, where asked for.
         tokenizer: of the model.
         prompt_format: how prompts are joined; goes into the checkpoint.
         train: training documents; rows if they are packed.
@@ -64,6 +67,7 @@ class Run:
     config: TrainConfig
     model: PreTrainedModel
     original: PreTrainedModel | None
+    dropout: LayerDropout | None
     tokenizer: Any
     prompt_format: PromptFormat
     train: list[dict[str, list[int]]]
@@ -81,7 +85,7 @@ def prepare(config: TrainConfig) -> Run:
     Raises:
         InputError: the data cannot be used.
         ArtifactError: the model cannot be loaded.
-        CapabilityError: branch mode cannot work with this model.
+        CapabilityError: branch mode or layer dropout cannot work with this model.
         ConfigError: options contradict each other.
     """
     records = read_records(config.data, config.split)
@@ -99,10 +103,14 @@ def prepare(config: TrainConfig) -> Run:
     model, dtype = make_model(config, tokenizer)
     adaptive_ids = choose_adaptive_ids(config, model, tokenizer)
     has_adapters = config.lora or config.frozen
+    # With its adapters switched off, a model that drops layers is not the original.
+    has_original = config.kl_weight and (config.layer_dropout or not has_adapters)
+    original = frozen_copy(model) if has_original else None
     return Run(
         config=config,
         model=with_adapters(model, config, adaptive_ids) if has_adapters else model,
-        original=frozen_copy(model) if config.kl_weight and not has_adapters else None,
+        original=original,
+        dropout=_make_dropout(config, model) if config.layer_dropout else None,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
         train=rows,
@@ -113,6 +121,11 @@ def prepare(config: TrainConfig) -> Run:
         adaptive_ids=adaptive_ids,
         dtype=dtype,
     )
+
+
+def _make_dropout(config: TrainConfig, model: PreTrainedModel) -> LayerDropout:
+    _, layers = decoder_layers(model)
+    return LayerDropout(layers, config.layer_dropout, config.seed)
 
 
 def _make_collator(
@@ -180,6 +193,7 @@ def train(run: Run, *, resume: bool = False, callbacks: Sequence[Any] = ()) -> d
             adaptive_ids=run.adaptive_ids,
         ),
         original=run.original,
+        dropout=run.dropout,
     )
     trainer.remove_callback(PrinterCallback)  # whoever calls shows progress
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -267,7 +281,10 @@ def _methods(run: Run) -> dict[str, dict[str, Any]]:
     methods = {name: dict(method) for name, method in (before.methods if before else {}).items()}
     if config.from_scratch is not None:
         methods = {}
-    elif not config.frozen:
+    elif config.frozen:
+        # The store lies in the other folder, and knows its model by a vocabulary without new rows.
+        methods.pop("knn-ssd", None)
+    else:
         # Other weights: what was taught before may be lost. Adaptive ids stay what they are: input
         # only, so the manifest must go on naming them.
         methods = {name: methods[name] for name in ("sdsat",) if name in methods}
@@ -285,7 +302,8 @@ def _methods(run: Run) -> dict[str, dict[str, Any]]:
             "noise_source": config.noise_source,
             "block_targets": config.block_targets,
         }
-    return methods
+    # The first is the default: what was trained here, not a skip set that was found before.
+    return dict(sorted(methods.items(), key=lambda method: method[0] == "layer-skip"))
 
 
 def _portable(config: TrainConfig) -> dict[str, Any]:

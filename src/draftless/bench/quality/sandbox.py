@@ -27,6 +27,7 @@ from pathlib import Path
 from draftless.errors import ConfigError
 
 _MAX_ANSWER_BYTES = 1024
+_END_S = 10.0  # for a killed process to free its memory
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 # Namespaces without network and with processes of their own, which end with the first one.
 _NAMESPACES = (
@@ -145,7 +146,18 @@ def _exchange(process: subprocess.Popen[bytes], task: bytes, wall_s: float) -> b
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole group: what is left of a program ends with it."""
+    """Kill what is left of a program and wait until it is gone.
+
+    The first process of a namespace ends after all others in it, and `unshare`, its parent, after
+    that. So `unshare` is waited for; killed together with it, it would be gone too early.
+    """
+    children = _children(process.pid)
+    for child in children:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(child, signal.SIGKILL)
+    if children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_S)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -153,3 +165,12 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+
+def _children(process_id: int) -> list[int]:
+    """Of a process that was not waited for; none where the system does not list them."""
+    try:
+        text = Path(f"/proc/{process_id}/task/{process_id}/children").read_text(encoding="ascii")
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
