@@ -22,6 +22,8 @@ _PACKAGES = (
     "trl",
     "peft",
     "accelerate",
+    "optuna",
+    "scikit-learn",
 )
 
 

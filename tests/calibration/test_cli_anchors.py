@@ -126,7 +126,9 @@ def test_an_interrupted_build_goes_on(
         AnchorStore.load(tmp_path / "out")
     monkeypatch.undo()
     refused = build(checkpoint, data, tmp_path / "out")
-    assert isinstance(refused.exception, ConfigError) and "--resume" in str(refused.exception)
+    assert isinstance(
+        refused.exception, ConfigError
+    ) and "is not empty; go on with --resume" in str(refused.exception)
     tried = (tmp_path / "out" / "animals" / "study.jsonl").read_text()
     monkeypatch.setattr("draftless.calibration.anchors.prompt_vectors", None)  # must not be needed
     done = build(checkpoint, data, tmp_path / "out", "--resume")
@@ -151,6 +153,7 @@ def test_domains_are_found_and_settings_are_given(
     assert set(store.labels) == {"cluster-1", "cluster-2"} and store.kind == "centroids"
     assert {how["ships"] for how in store.facts["settings"].values()} == {"given"}
     assert list(store.facts["silhouettes"]) == ["2"]
+    assert not (tmp_path / "out" / "texts.json").exists(), "no text is written for no search"
 
 
 def test_a_store_inside_the_checkpoint_is_not_copied(data: Path, tmp_path: Path) -> None:

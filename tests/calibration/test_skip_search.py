@@ -246,19 +246,6 @@ def test_nothing_is_tried_twice_until_all_was_tried() -> None:
     assert len(tried) == len(set(tried)) == 15  # of 4 sub-layers, the empty set is none
 
 
-def test_a_proposal_follows_from_trials_and_seed() -> None:
-    """All values alike: nothing but the seed can choose."""
-
-    def propose(seed: int) -> tuple[SkipSet, str]:
-        eligible = eligible_sublayers(8, protect_ends=True)
-        proposer = Proposer(eligible, seed)
-        for skip_set in warm_starts(eligible):
-            proposer.tell(skip_set, 1.0)
-        return proposer.propose()
-
-    assert propose(0) == propose(0) != propose(1)
-
-
 def test_random_sets() -> None:
     eligible = eligible_sublayers(8, protect_ends=True)
     sets = random_sets(eligible, 5, 20, seed=0)

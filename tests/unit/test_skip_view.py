@@ -142,3 +142,15 @@ def test_rows_that_feed_nothing_ride_along_unharmed(family: str) -> None:
         layout = tree_layout(chain_parents(len(ids)))
         wanted = model.forward(alone, [ids], [layout], skip_set=SETS["half"])
         torch.testing.assert_close(logits[row, : len(ids)], wanted[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_search_does_not_fill_the_memory_with_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes first, and comes back when it is wanted."""
+    monkeypatch.setattr("draftless.engine.skip_view._KEPT", 2)
+    views = SkipViews(stock_model("llama"))
+    first, second = views(SETS["half"]), views(SETS["mlp"])
+    assert (views(SETS["half"]), views(SETS["mlp"])) == (first, second)
+    views(SETS["layer"])
+    assert len(views._views) == 2
+    assert views(SETS["mlp"]) is second
+    assert views(SETS["half"]) is not first

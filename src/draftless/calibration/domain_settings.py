@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from draftless.calibration.costs import CostTable
 from draftless.calibration.margins import Margin, compare
 from draftless.calibration.rounds import RoundsObjective
 from draftless.calibration.skip_search import (
@@ -79,15 +80,21 @@ def find_settings(
         ConfigError, ArtifactError, InputError: as `search_skip_setting`.
     """
 
+    costs: CostTable | None = None  # one for all, or settings could not be compared
+
     def search(name: str, chosen: Sequence[OwnText]) -> SkipResult:
-        return search_skip_setting(
+        nonlocal costs
+        found = search_skip_setting(
             model,
             chosen,
             options,
             folder / name,
+            costs=costs,
             is_resumed=is_resumed,
             on_trial=lambda count, speed_up: on_trial(name, count, speed_up),
         )
+        costs = costs or found.costs
+        return found
 
     general = given.get(GENERAL) or search(GENERAL, mixed_texts(texts)).setting
     settings = {}

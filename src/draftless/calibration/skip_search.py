@@ -152,6 +152,7 @@ def search_skip_setting(
     options: SearchOptions,
     folder: Path,
     *,
+    costs: CostTable | None = None,
     is_resumed: bool = False,
     on_trial: Callable[[int, float], None] | None = None,
 ) -> SkipResult:
@@ -162,6 +163,7 @@ def search_skip_setting(
         texts: of its own; of each domain every second one is held out.
         options: how long, and what for.
         folder: for `study.jsonl` and `skip.json`.
+        costs: to weigh with, if it was measured before and the study is new.
         is_resumed: go on with the study that is there, if any.
         on_trial: called with the number of trials so far and the best modelled speed-up.
 
@@ -177,7 +179,8 @@ def search_skip_setting(
     study = Study(folder, facts, is_resumed=is_resumed)
     if study.costs is None:
         most = options.depth + MAX_SIBLINGS
-        study.begin(measure_costs(model.target, _typical(halves[0]), most).to_dict())
+        costs = costs or measure_costs(model.target, _typical(halves[0]), most)
+        study.begin(costs.to_dict())
     costs = CostTable.from_dict(study.costs)
     objective: Objective = (
         MeasuredObjective(model, halves, options.depth)

@@ -19,8 +19,11 @@ from draftless.sublayers import NoAttention, NoLayer, NoMLP, decoder_layers, sub
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
+_KEPT = 64  # views; a search tries hundreds, requests come with a few
+
+
 class SkipViews:
-    """The views of one model, each built once.
+    """The views of one model, each built when it is first wanted.
 
     Raises:
         CapabilityError: the model has no sub-layers that we know how to leave out.
@@ -38,10 +41,12 @@ class SkipViews:
         Raises:
             ConfigError: the set names a layer that the model does not have.
         """
-        if skip_set not in self._views:
+        view = self._views.get(skip_set)
+        if view is None:
             skip_set.check(self._num_layers)
-            self._views[skip_set] = self._build(skip_set)
-        return self._views[skip_set]
+            view = self._build(skip_set)
+            self._views = {**dict(list(self._views.items())[1 - _KEPT :]), skip_set: view}
+        return view
 
     def _build(self, skip_set: SkipSet) -> PreTrainedModel:
         view = twin = _twin(self._model)
