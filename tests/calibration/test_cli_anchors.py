@@ -93,6 +93,7 @@ def test_a_store_is_built_installed_and_used(built: tuple[Path, Path, Result]) -
     assert {one["label"] for one in drawn["samples"]} == {"animals", "code", "signs (unseen)"}
     manifest = read_manifest(checkpoint)
     assert manifest is not None and manifest.methods["knn-ssd"] == {"store": "knn-ssd"}
+    assert manifest.methods["layer-skip"] == general
     assert (checkpoint / "knn-ssd" / "map.json").exists()
     prompts, plain = ["the cat sat", "print(a[0])", "猫"], {"max_new_tokens": 12}
     model = Draftless.from_pretrained(checkpoint, drafter="knn-ssd")

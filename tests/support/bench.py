@@ -138,5 +138,5 @@ def watched(plan: Plan, answers: dict[str, str] | None = None) -> tuple[Plan, li
     return replace(plan, methods=methods), calls
 
 
-def keys(rows: Sequence[Row]) -> Counter[tuple[Case, str, int]]:
+def keys(rows: Sequence[Row]) -> Counter[tuple[Case, tuple[str, int, float | None]]]:
     return Counter(row.key for row in rows)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,8 @@ def test_a_draft_is_no_longer_than_wanted_and_usable(
 
 
 def test_siblings_go_where_the_path_is_likely() -> None:
-    """0.4 beside the first place, then 0.6 * 0.3 beside the second; 0.6 * 0.7 * 0.2 is third."""
-    passes = PlannedPasses({0: [(5, 0.6), (8, 0.7), (11, 0.8)]})
+    """0.4 beside the first place, then 0.6 * 0.45 beside the second; 0.6 * 0.55 * 0.48 is third."""
+    passes = PlannedPasses({0: [(5, 0.6), (8, 0.55), (11, 0.52)]})
     (tree,) = propose(drafter(threshold=0.0, depth=3, siblings=2), passes, make_row([1, 2]))
     assert tree.token_ids == (2, 5, 8, 11, 6, 9)
     assert tree.parents == (-1, 0, 1, 2, 0, 1)
@@ -181,6 +182,17 @@ def test_the_threshold_moves_as_in_the_paper(drafted: int, accepted: int, direct
     after = one._controllers[row].threshold
     assert after - before == pytest.approx(0.001 * direction, abs=1e-12)
     assert one._controllers[other].threshold == 0.6, "each request has its own"
+
+
+def test_an_accepted_sibling_is_a_miss_of_the_chain() -> None:
+    one, row = drafter(adaptive=True, threshold=0.6), make_row([1])
+    one.reset(row)
+    for _ in range(6):
+        one.observe([record_of(row, 5, 5)])
+    before = one._controllers[row].threshold
+    beside = replace(record_of(row, 1, 0), verdict=Verdict((0, 2), (3, 60), "bonus"))
+    one.observe([beside])
+    assert one._controllers[row].threshold > before
 
 
 def test_the_moving_threshold_decides() -> None:

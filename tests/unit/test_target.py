@@ -107,6 +107,7 @@ def test_a_fingerprint_is_that_of_the_weights_in_any_dtype() -> None:
     first = TargetModel(model).fingerprint()
     assert TargetModel(copy.deepcopy(model).float()).fingerprint() == first
     assert TargetModel(copy.deepcopy(model), "eager").fingerprint() == first
+    assert target("llama", "fp32").fingerprint() == first, "which has more digits"
     assert target("qwen2", "fp32").fingerprint() != target("llama", "fp32").fingerprint()
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1.5)

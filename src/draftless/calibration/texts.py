@@ -197,7 +197,7 @@ def read_or_make_texts(
         "prompts": _digest_prompts(prompts),
     }
     if file.exists():
-        return _read(file, facts)
+        return read_texts(file, facts)
     made = make_texts(model, prompts, options, on_batch)
     data = {
         "format_version": FORMAT_VERSION,
@@ -212,7 +212,13 @@ def read_or_make_texts(
     return made
 
 
-def _read(file: Path, facts: Mapping[str, Any]) -> OwnTexts:
+def read_texts(file: Path, facts: Mapping[str, Any]) -> OwnTexts:
+    """The texts of a file, if they were made with these facts.
+
+    Raises:
+        ConfigError: they were not.
+        ArtifactError: the file is damaged.
+    """
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         before, version = dict(data["facts"]), data["format_version"]

@@ -18,6 +18,7 @@ from draftless.cli.calibrate import TEXTS_NAME, own_texts
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
 from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
 from draftless.errors import ConfigError, InputError
+from draftless.manifest import read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from draftless.skip_set import SkipSetting
 
 METHOD = "knn-ssd"
+LAYER_SKIP = "layer-skip"
 
 
 @dataclass(frozen=True)
@@ -292,7 +294,10 @@ def _assemble(
 
 
 def install_store(store: AnchorStore, folder: Path, checkpoint: Path) -> None:
-    """Let a checkpoint name a store; one that lies elsewhere is copied to its `knn-ssd/`."""
+    """Let a checkpoint name a store; one that lies elsewhere is copied to its `knn-ssd/`.
+
+    A checkpoint without a skip set of its own gets the general one for `layer-skip`.
+    """
     from draftless.calibration.anchors import MAP_NAME
 
     if folder.resolve().is_relative_to(checkpoint.resolve()):
@@ -302,6 +307,9 @@ def install_store(store: AnchorStore, folder: Path, checkpoint: Path) -> None:
         store.save(checkpoint / place)
         shutil.copyfile(folder / MAP_NAME, checkpoint / place / MAP_NAME)
     install(checkpoint, METHOD, {"store": place.as_posix()})
+    manifest = read_manifest(checkpoint)
+    if manifest is not None and LAYER_SKIP not in manifest.methods:
+        install(checkpoint, LAYER_SKIP, store.general.to_dict())
 
 
 def _show_routing(anchors: Anchors, routing: dict[str, Any]) -> None:

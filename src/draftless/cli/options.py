@@ -56,7 +56,7 @@ Drafter = Annotated[
     str | None,
     _option(
         _DRAFTING,
-        "none, prompt-lookup, recycling, tr-jacobi or sdsat. Default: what the checkpoint names.",
+        "none, prompt-lookup, recycling, tr-jacobi, sdsat, layer-skip or knn-ssd. Default: what the checkpoint names.",
     ),
 ]
 Budget = Annotated[
