@@ -1,10 +1,11 @@
-"""The other policies that KNN-SSD is compared with: skip files `mixed`, `fixed` and `random`.
+"""The policies that KNN-SSD is compared with: skip files `mixed`, `fixed`, `random`, and a store `own`.
 
     python recipes/skip_policies.py --model M --store STORE --fixed sql --output FOLDER
 
 `mixed` is the general set of a store that `draftless calibrate anchors` built, `fixed` the set that was
 searched for one domain, and `random` a set of the size of `mixed`: the median of 20 on the texts that
-the search saw, with the threshold, depth and siblings that are best for it there.
+the search saw, with the threshold, depth and siblings that are best for it there. `own` is the store
+with every domain's own set, also where that was not clearly better than the general one (the paper).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from draftless import Draftless
@@ -21,7 +23,7 @@ from draftless.calibration.proposals import eligible_sublayers
 from draftless.calibration.rounds import RoundsObjective
 from draftless.calibration.skip_search import write_json
 from draftless.calibration.texts import read_texts, split_texts
-from draftless.drafters.anchor_store import GENERAL
+from draftless.drafters.anchor_store import GENERAL, AnchorStore
 from draftless.drafters.layer_skip import read_skip_file
 
 
@@ -35,6 +37,10 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name, label in (("mixed", GENERAL), ("fixed", args.fixed)):
         shutil.copyfile(args.store / label / "skip.json", args.output / f"{name}.json")
+
+    store = AnchorStore.load(args.store)
+    own = {label: read_skip_file(args.store / label / "skip.json") for label in store.settings}
+    replace(store, settings=own).save(args.output / "own")
 
     mixed = json.loads((args.output / "mixed.json").read_text(encoding="utf-8"))
     options = mixed["options"]
