@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Deep and narrow models on which layer skipping can pay: none, some and much layer dropout.
+# Deep and narrow models on which layer skipping can pay: no and much layer dropout, and early exits.
 #
 #     recipes/deep.sh DATA [WORK]        DATA: the folder with math/, sql/, ...; WORK: runs/deep
 #
-# 24 layers of width 192, alike but for the layer dropout of their training (0, 0.4, 0.7 in the last
-# layer), so that what comes from training and what from the search can be told apart; and the last of
-# them trained on with early exits. Then the skip sets, the anchors and the measurement of each. The
-# weights are not shipped.
+# 24 layers of width 192, alike but for the layer dropout of their training (0 or 0.7 in the last
+# layer), so that what comes from training and what from the search can be told apart; and the second
+# trained on with early exits. Then skip sets, anchors and measurements. The weights are not shipped.
 #
 # Every stage that has finished is skipped, and an interrupted one goes on from its last state, so
 # the same command continues. STEPS (1600) may be changed while a model is in training: the learning
@@ -52,27 +51,29 @@ stage tokenizer "$python" recipes/tiny_tokenizer.py --data "$data" --output "$wo
 deep dropout-0 0.0 &
 other=$!
 deep dropout-7 0.7
-wait $other
-deep dropout-4 0.4 &
-other=$!
 # LayerSkip's second ingredient: early layers learn to be the last one.
 train exits --init "$work/dropout-7/model" --skip-steps "$steps" --layer-dropout 0.2 \
     --exits 8 --exit-weight 0.5 --steps 900 --muon-lr 4e-3 --lr 2.7e-3
 wait $other
 
-for name in dropout-0 dropout-4 dropout-7 exits; do
-    model=$work/$name/model
-    stage "manifest-$name" "$python" recipes/tiny_manifest.py --model "$model" \
+for name in dropout-0 dropout-7 exits; do
+    stage "manifest-$name" "$python" recipes/tiny_manifest.py --model "$work/$name/model" \
         --recipe recipes/deep.sh
     stage "evaluate-$name" "$python" recipes/tiny_evaluate.py --data "$data" --cache "$work" \
-        --model "$model" --output "$work/$name.json"
-    # Prompts that the training has not seen; prose and dialogue are for no anchor.
-    stage "skip-$name" "$draftless" calibrate skip --model "$model" --data "$data" --split valid \
-        --output "$work/$name-skip" --threads 1 --install --resume
-    stage "anchors-$name" "$draftless" calibrate anchors --model "$model" --data "$data" \
-        --split valid --unseen prose --unseen dialogue --output "$work/$name-anchors" \
+        --model "$work/$name/model" --output "$work/$name.json"
+done
+
+# Training without early exits: what one general set brings.
+domains="code instruct math sql story summarization translation"
+for name in dropout-0 dropout-7; do
+    # shellcheck disable=SC2046,SC2086 # one option a domain
+    stage "skip-$name" "$draftless" calibrate skip --model "$work/$name/model" --data "$data" \
+        $(printf -- '--domain %s ' $domains) --limit 24 --trials 60 --output "$work/$name-skip" \
         --threads 1 --install --resume
-    stage "bench-$name" "$draftless" bench run "$model" --suite "$data" --limit 72 \
-        --drafters prompt-lookup,layer-skip,knn-ssd --name "deep-$name" \
+    stage "bench-$name" "$draftless" bench run "$work/$name/model" --suite tiny --limit 27 \
+        --drafters none,layer-skip --max-new-tokens 96 --name "deep-$name" \
         --output "$work/$name-bench" --threads 1 --resume
 done
+
+# With them: anchors, and the policies on streams of requests. The last layers are needless there.
+recipes/skip_streams.sh "$data" "$work/exits/model" deep-exits "$work/exits-streams"

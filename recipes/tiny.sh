@@ -78,4 +78,6 @@ for name in base control msn control-2 joint embedded; do
     stage "evaluate-$name" "$python" recipes/tiny_evaluate.py --data "$data" --cache "$work" \
         --model "$work/$name/model" --output "$work/$name.json"
 done
+# What it can leave out while it drafts, per domain; measured in skip_streams.sh.
+stage skip recipes/skip_streams.sh "$data" "$work/embedded/model" embedded "$work/streams"
 stage install "$python" recipes/tiny_install.py --work "$work"
