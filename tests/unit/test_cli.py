@@ -59,6 +59,7 @@ def test_json_is_one_object_with_the_promised_keys(checkpoint: Path) -> None:
     assert set(result["stats"]) == {
         "num_steps",
         "num_forward_passes",
+        "num_draft_passes",
         "num_draft_tokens",
         "num_accepted_tokens",
         "acceptance_length",
