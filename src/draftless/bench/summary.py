@@ -265,7 +265,7 @@ class _Run:
         return self._answers.get(replace(case, method=OUR_PLAIN), {})
 
     def _fastest_plain(self, case: Case) -> Case | None:
-        """The fastest plain loop, judged where all of them have answers.
+        """The fastest plain loop, judged where all of them have answers that count.
 
         One that failed on most questions sets no bar: it would leave little to compare.
         """
@@ -274,9 +274,13 @@ class _Run:
         most = max(map(len, answers.values()), default=0)
         answers = {c: own for c, own in answers.items() if 2 * len(own) >= most}
         shared = set.intersection(*map(set, answers.values())) if answers else set()
+        counted = {
+            key for key in shared if not any(averages.is_looping(a[key]) for a in answers.values())
+        }
 
         def speed(plain: Case) -> float:
-            rows = [row for key, row in answers[plain].items() if key in shared or not shared]
+            judged = counted or shared or set(answers[plain])
+            rows = [row for key, row in answers[plain].items() if key in judged]
             return averages.tokens_per_second(rows) or 0.0
 
         return max(answers, key=speed, default=None)
