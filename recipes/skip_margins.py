@@ -22,11 +22,11 @@ from draftless.calibration.domain_settings import mixed_texts
 from draftless.calibration.margins import compare, random_sets
 from draftless.calibration.proposals import eligible_sublayers
 from draftless.calibration.rounds import RoundsObjective
-from draftless.calibration.skip_search import write_json
 from draftless.calibration.texts import OwnText, read_texts, split_texts
 from draftless.drafters.anchor_store import GENERAL, AnchorStore
 from draftless.drafters.layer_skip import read_skip_file
 from draftless.engine.target import TargetModel
+from draftless.jsonl import write_json
 from draftless.provenance import collect_provenance
 
 

@@ -21,10 +21,10 @@ from draftless.calibration.costs import CostTable
 from draftless.calibration.margins import random_sets
 from draftless.calibration.proposals import eligible_sublayers
 from draftless.calibration.rounds import RoundsObjective
-from draftless.calibration.skip_search import write_json
 from draftless.calibration.texts import read_texts, split_texts
 from draftless.drafters.anchor_store import GENERAL, AnchorStore
 from draftless.drafters.layer_skip import read_skip_file
+from draftless.jsonl import write_json
 
 
 def main() -> None:

@@ -79,3 +79,10 @@ def cut_half_line(file: Path) -> None:
     """Cut off what a kill left behind the last complete line."""
     with file.open("rb+") as lines:
         lines.truncate(lines.read().rfind(b"\n") + 1)
+
+
+def write_json(file: Path, data: Mapping[str, Any]) -> None:
+    """Write one object as a file, in one piece: a reader sees the old file or the new one."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(file)

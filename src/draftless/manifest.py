@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from draftless.errors import ArtifactError
+from draftless.jsonl import write_json
 from draftless.prompts import PromptFormat
 
 MANIFEST_NAME = "draftless.json"
@@ -43,10 +44,7 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
         "prompt_format": prompt_format.to_dict() if prompt_format else None,
         "provenance": dict(manifest.provenance),
     }
-    path = Path(folder) / MANIFEST_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(Path(folder) / MANIFEST_NAME, data)
 
 
 def read_manifest(folder: str | Path) -> Manifest | None:

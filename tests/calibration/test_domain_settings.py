@@ -13,10 +13,11 @@ from draftless import Draftless
 from draftless.calibration import domain_settings
 from draftless.calibration.costs import CostTable
 from draftless.calibration.domain_settings import find_settings, mixed_texts, read_given
-from draftless.calibration.skip_search import SearchOptions, write_json
+from draftless.calibration.skip_search import SearchOptions
 from draftless.calibration.texts import OwnText, Prompt, TextOptions, make_texts, split_texts
 from draftless.drafters.registry import make_drafter
 from draftless.errors import ArtifactError
+from draftless.jsonl import write_json
 from draftless.skip_set import SkipSet, SkipSetting
 from support.models import prompt_ids, target
 

@@ -8,7 +8,6 @@ texts that the search did not see.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from draftless.calibration.study import Study, Trial
 from draftless.calibration.texts import OwnText, digest_texts, split_texts
 from draftless.drafters.layer_skip import SKIP_FILE_VERSION
 from draftless.errors import ConfigError
+from draftless.jsonl import write_json
 from draftless.model import Draftless
 from draftless.provenance import collect_provenance
 from draftless.skip_set import SkipSet, SkipSetting
@@ -272,10 +272,3 @@ def _facts(model: Draftless, texts: Sequence[OwnText], options: SearchOptions) -
         "num_texts": len(texts),
         "texts": f"{digest_texts(texts):016x}",
     }
-
-
-def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write a file in one piece: a reader sees the old one or the new one."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from draftless.errors import ArtifactError, ConfigError, InputError
+from draftless.jsonl import write_json
 from draftless.model import Draftless
 from draftless.noise import hash_ids
 
@@ -79,11 +80,6 @@ class OwnTexts:
 
     texts: tuple[OwnText, ...]
     left_out: Mapping[str, int]
-
-    @property
-    def digest(self) -> str:
-        """Of all ids."""
-        return f"{digest_texts(self.texts):016x}"
 
 
 def digest_texts(texts: Sequence[OwnText]) -> int:
@@ -206,9 +202,7 @@ def read_or_make_texts(
         "texts": [asdict(text) for text in made.texts],
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_json(file, data)
     return made
 
 

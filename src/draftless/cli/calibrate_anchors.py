@@ -200,7 +200,7 @@ def build_store(build: Build) -> AnchorStore:
         regroup,
         routing_facts,
     )
-    from draftless.calibration.skip_search import write_json
+    from draftless.jsonl import write_json
 
     domains, unseen = _vectors(build, build.prompts), _vectors(build, build.unseen)
     silhouettes: dict[int, float] = {}
