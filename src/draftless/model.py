@@ -67,6 +67,8 @@ class Draftless:
         device: str | torch.device | None = None,
         attention: Attention = "draftless",
         input_only_ids: Sequence[int] = (),
+        compile: bool = False,
+        strict: bool = False,
     ) -> Draftless:
         """Load a model.
 
@@ -80,6 +82,9 @@ class Draftless:
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
+            compile: compile the forward pass: some seconds now, faster passes later, worth it from
+                about 1,000 tokens on. Where that is impossible a warning says why.
+            strict: the same ids for every drafter in half precision, too; needs `compile`, costs time.
             input_only_ids: ids that are never emitted, in addition to the adaptive tokens that the
                 checkpoint's `draftless.json` names; for a loaded model, which comes without one.
 
@@ -89,20 +94,18 @@ class Draftless:
             ConfigError: an option is unknown or cannot be honoured.
         """
         manifest, folder = None, None
+        how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
         if isinstance(path_or_model, PreTrainedModel):
             if dtype is not None or device is not None:
                 raise ConfigError("dtype and device are those of the loaded model; leave them out")
-            target = TargetModel(path_or_model, attention, input_only_ids=input_only_ids)
+            target = TargetModel(path_or_model, input_only_ids=input_only_ids, **how)
         else:
             path = embedded_model_path() if path_or_model is None else path_or_model
             folder = Path(path) if Path(path).is_dir() else None
             manifest = read_manifest(folder) if folder else None
+            input_only_ids = (*_adaptive_ids(manifest), *input_only_ids)
             target = TargetModel.from_pretrained(
-                path,
-                attention=attention,
-                dtype=dtype,
-                device=device,
-                input_only_ids=(*_adaptive_ids(manifest), *input_only_ids),
+                path, dtype=dtype, device=device, input_only_ids=input_only_ids, **how
             )
             tokenizer = tokenizer or _load_tokenizer(path)
         model = cls(target, tokenizer, make_drafter("none"), manifest, folder)
@@ -124,6 +127,10 @@ class Draftless:
             defaults = default_options(drafter, self.target)
             trained = _decoding_options(drafter, from_checkpoint, self.folder)
             drafter = make_drafter(drafter, {**defaults, **trained, **(options or {})})
+            for skip_set in getattr(drafter, "skip_sets", ()):
+                self.target.compile_view(
+                    skip_set
+                )  # so that draft passes are no slower than the target's
         elif options:
             raise ConfigError("drafter_options go with a drafter's name, not with an object")
         return Draftless(self.target, self.tokenizer, drafter, self.manifest, self.folder)

@@ -19,8 +19,8 @@ from draftless.skip_set import SkipSet
 from draftless.types import Drafter
 from support.drafters import PLANTED, VARIANTS, PlantedSDSAT, SkipSetPerRow, registered
 from support.driving import Job, run
-from support.matrix import ROWS, Cell, Plain, all_cells, pairwise, plain_text
-from support.models import target
+from support.matrix import ROWS, Cell, Plain, all_cells, compiled_cells, pairwise, plain_text
+from support.models import FAMILIES, FAMILIES_COMPILED, target
 from support.replay import EVERYTHING, ReplayDrafter, coverage
 
 
@@ -29,7 +29,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     cells = all_cells()
     selected = pairwise(cells)
-    rest = [cell for cell in cells if cell not in set(selected)]
+    others = compiled_cells(name for name in FAMILIES if name not in FAMILIES_COMPILED)
+    rest = [cell for cell in [*cells, *others] if cell not in set(selected)]
     every = range(max(len(PLANTED), len(VARIANTS)))
     full = [pytest.param(cell, every, id=str(cell), marks=pytest.mark.full) for cell in rest]
     wanted = metafunc.config.getoption("--full") or "full" in metafunc.config.getoption("-m")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import combinations, product
@@ -10,10 +10,18 @@ from itertools import combinations, product
 import torch
 
 from draftless.drafters.registry import make_drafter
-from draftless.engine.target import Attention
 from draftless.params import SamplingParams
 from support.driving import Job, run
-from support.models import DTYPES, FAMILIES, VOCAB_SIZE, prompt_ids, stock_model, target
+from support.models import (
+    COMPILED,
+    DTYPES,
+    FAMILIES,
+    FAMILIES_COMPILED,
+    VOCAB_SIZE,
+    prompt_ids,
+    stock_model,
+    target,
+)
 
 NUM_PLAIN = 40  # tokens of a plain text; stops lie well before its end
 _FIRST_STOP = 11  # the plans of the replay drafter need so many tokens to show everything
@@ -57,7 +65,7 @@ class Cell:
     """One combination; every drafter runs in it."""
 
     family: str
-    attention: Attention
+    attention: str
     dtype: str
     mode: str
     rows: str
@@ -69,11 +77,21 @@ class Cell:
 
 def all_cells() -> list[Cell]:
     """The full product, in a fixed order."""
-    return [
+    eager = [
         Cell(name, attention, *rest)
         for name, family in FAMILIES.items()
         for attention in family.attentions
         for rest in product(DTYPES, MODES, ROWS, ("eos", "length"))
+    ]
+    return eager + compiled_cells(FAMILIES_COMPILED)
+
+
+def compiled_cells(families: Iterable[str]) -> list[Cell]:
+    """The same for compiled models, in fp32: compiled fp64 is nobody's."""
+    return [
+        Cell(name, COMPILED, "fp32", *rest)
+        for name in families
+        for rest in product(MODES, ROWS, ("eos", "length"))
     ]
 
 
@@ -119,7 +137,7 @@ class Plain:
 
 
 @cache
-def plain_text(family: str, attention: Attention, dtype: str, mode: str, length: int) -> Plain:
+def plain_text(family: str, attention: str, dtype: str, mode: str, length: int) -> Plain:
     """The first seeded prompt of this length whose plain text has a token new to it late enough."""
     for seed in range(100):
         prompt = prompt_ids(length, seed)

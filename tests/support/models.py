@@ -76,6 +76,11 @@ FAMILIES = {
     "phi3": Family(lambda: hf.Phi3Config(**_GROUPED)),
     "olmo2": Family(lambda: hf.Olmo2Config(**_GROUPED)),
 }
+COMPILED = "compiled"
+"""Stands for our attention in a compiled model, wherever an attention is asked for."""
+
+FAMILIES_COMPILED = ("llama", "gemma2")  # in the quick tests; `--full` compiles them all
+
 WINDOWED = tuple(name for name, family in FAMILIES.items() if family.has_window)
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
@@ -99,9 +104,14 @@ def build_model(config: PreTrainedConfig, dtype: str = "fp64", seed: int = 0) ->
 
 
 @cache
-def target(family: str, dtype: str = "fp64", attention: Attention = "draftless") -> TargetModel:
+def target(family: str, dtype: str = "fp64", attention: str = "draftless") -> TargetModel:
     """Our view of a copy of `stock_model`."""
-    return TargetModel(copy.deepcopy(stock_model(family, dtype)), attention)
+    model = copy.deepcopy(stock_model(family, dtype))
+    if attention == COMPILED:
+        compiled = TargetModel(model, compile=True)
+        assert compiled.is_compiled
+        return compiled
+    return TargetModel(model, attention)  # type: ignore[arg-type]
 
 
 def prompt_ids(length: int, seed: int = 0) -> list[int]:

@@ -1,7 +1,4 @@
-"""Deliberately broken verifiers, masks, positions and caches (peers.md 3.4).
-
-Each plants one bug by monkeypatch. A losslessness test that lets one of them live is none.
-"""
+"""Broken verifiers, masks, positions, caches (peers.md 3.4): a test that lets one live is none."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ import pytest
 import torch
 
 from draftless.engine import loop
-from draftless.engine import target as target_module
+from draftless.engine import masks as masks_module
 from draftless.engine.cache import KVCache
 from draftless.engine.sampling import TokenSampler
 from draftless.engine.target import TargetModel
@@ -324,25 +321,26 @@ def length_of_another_row(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
 @window_mutant
 def window_not_applied(patch: pytest.MonkeyPatch, target: TargetModel) -> None:
     """Every layer sees the whole prefix."""
-    patch.setattr(target, "_windows", dict.fromkeys(target._windows))
+    patch.setattr(target._masks, "_windows", dict.fromkeys(target._masks._windows))
 
 
 @window_mutant
 def window_off_by_one(patch: pytest.MonkeyPatch, target: TargetModel) -> None:
     """The window is one token too wide."""
-    patch.setattr(target, "_windows", {kind: w and w + 1 for kind, w in target._windows.items()})
+    wider = {kind: size and size + 1 for kind, size in target._masks._windows.items()}
+    patch.setattr(target._masks, "_windows", wider)
 
 
 @window_mutant
 def window_counts_slots(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     """The window is measured in cache slots, where siblings stand between a node and its parent."""
-    original = target_module._within
+    original = masks_module._within
 
     def within(window: int, lengths: Any, layouts: Any, visible: Any) -> Any:
         slots = [replace(lay, depth_tensor=torch.arange(lay.num_nodes)) for lay in layouts]
         return original(window, lengths, slots, visible)
 
-    patch.setattr(target_module, "_within", within)
+    patch.setattr(masks_module, "_within", within)
 
 
 # --- the cache ---------------------------------------------------------------------------------

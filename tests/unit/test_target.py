@@ -11,6 +11,7 @@ import torch
 from draftless.drafters.registry import DRAFTERS
 from draftless.engine import target as module
 from draftless.engine.loop import make_request
+from draftless.engine.masks import MaskBuilder
 from draftless.engine.target import Attention, TargetModel
 from draftless.errors import ArtifactError, CapabilityError, ConfigError, InputError
 from draftless.layout import chain_parents, tree_layout
@@ -137,13 +138,13 @@ def test_stock_attention_stays_available() -> None:
 
 def test_a_model_that_ignores_the_tree_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-test runs two small trees, whatever the configuration claims."""
-    masks = TargetModel._masks
+    masks = MaskBuilder.masks
 
     def causal(self, lengths, layouts, width, context):  # type: ignore[no-untyped-def]
         chains = [tree_layout(chain_parents(layout.num_nodes)) for layout in layouts]
         return masks(self, lengths, chains, width, context)
 
-    monkeypatch.setattr(TargetModel, "_masks", causal)
+    monkeypatch.setattr(MaskBuilder, "masks", causal)
     model = copy.deepcopy(stock_model("llama"))
     model.set_attn_implementation("eager")
     with pytest.raises(CapabilityError, match="does not honour 4-D masks"):

@@ -20,7 +20,7 @@ from draftless.drafters.anchor_store import GENERAL, Anchors, AnchorStore
 from draftless.drafters.common import check_least
 from draftless.drafters.layer_skip import SKIP, LayerSkipDrafter, override
 from draftless.errors import ConfigError
-from draftless.skip_set import SkipSetting
+from draftless.skip_set import SkipSet, SkipSetting
 from draftless.types import Row
 
 
@@ -82,6 +82,11 @@ class KNNSSDDrafter(LayerSkipDrafter):
         }
         self._neighbours = neighbours
         self._chosen: WeakKeyDictionary[Row, tuple[SkipSetting, str]] = WeakKeyDictionary()
+
+    @property
+    def skip_sets(self) -> tuple[SkipSet, ...]:
+        settings = (self.setting, *self._settings.values())
+        return tuple(dict.fromkeys(setting.skip_set for setting in settings))
 
     def setting_of(self, row: Row) -> tuple[SkipSetting, str]:
         return self._chosen[row]

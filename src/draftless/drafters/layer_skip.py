@@ -77,6 +77,11 @@ class LayerSkipDrafter:
         self._couple = couple
         self._controllers: WeakKeyDictionary[Row, _Controller] = WeakKeyDictionary()
 
+    @property
+    def skip_sets(self) -> tuple[SkipSet, ...]:
+        """All that its draft passes may leave out."""
+        return (self.setting.skip_set,)
+
     def setting_of(self, row: Row) -> tuple[SkipSetting, str]:  # noqa: ARG002 - others choose by it
         """How a request is drafted, and what its drafts are called."""
         return self.setting, SKIP

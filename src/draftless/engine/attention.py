@@ -7,6 +7,9 @@ cache once (measured in `benchmarks/results/attention-*.json`; DESIGN 8).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +18,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "draftless"
+
+_stand_in: ContextVar[Callable[..., torch.Tensor] | None] = ContextVar("stand_in", default=None)
+
+
+@contextmanager
+def attention_replaced_by(emit: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, our attention calls `emit(module, query, key, value, mask, scaling, softcap)`.
+
+    For tracing: what `emit` puts into the graph stands for the attention of one layer.
+    """
+    token = _stand_in.set(emit)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
 
 
 def packed_attention(  # noqa: PLR0913 - the signature is that of AttentionInterface
@@ -36,34 +54,52 @@ def packed_attention(  # noqa: PLR0913 - the signature is that of AttentionInter
     Returns:
         `[R, W, Hq, D]`, and None for the attention weights.
     """
-    num_rows, num_heads, width, head_dim = query.shape
-    num_kv_heads, context = key.shape[1], key.shape[2]
-    groups = num_heads // num_kv_heads
+    if (emit := _stand_in.get()) is not None:
+        return emit(module, query, key, value, attention_mask, scaling, softcap), None
+    width, context = query.shape[2], key.shape[2]
+    groups = query.shape[1] // key.shape[1]
     if attention_mask is None:
         attention_mask = torch.ones(width, context, dtype=torch.bool, device=query.device)
         attention_mask = attention_mask.tril(context - width)[None, None]
     if attention_mask.shape[2] != groups * width:
         attention_mask = pack_mask(attention_mask, groups)
+    dropout = dropout if module.training else 0.0
+    out = attend(query, key, value, attention_mask, scaling, softcap, dropout)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def attend(
+    query: torch.Tensor,  # [R, Hq, W, D]
+    key: torch.Tensor,  # [R, Hkv, C, D]
+    value: torch.Tensor,  # [R, Hkv, C, D]
+    mask: torch.Tensor | None,  # [R or 1, 1, G*W, C]; None: everything is seen
+    scaling: float | None,
+    softcap: float | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:  # [R, Hq, W, D]
+    """Attention with the query heads of a KV head packed into the query axis."""
+    num_rows, num_heads, width, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    groups = num_heads // num_kv_heads
     packed = query.reshape(num_rows, num_kv_heads, groups * width, head_dim)
     if softcap is None:
         out = F.scaled_dot_product_attention(
-            packed, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+            packed, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
         )
     else:
         scale = head_dim**-0.5 if scaling is None else scaling
         scores = packed @ key.transpose(2, 3) * scale
         scores = torch.tanh(scores / softcap) * softcap
-        if attention_mask.dtype == torch.bool:
+        if mask is not None and mask.dtype == torch.bool:
             # Not -inf: a padded query of `transformers`' own batches sees nothing and must stay finite.
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attention_mask
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        elif mask is not None:
+            scores = scores + mask
         # In fp32 (or wider), as the stock eager path does.
         wide = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=-1, dtype=wide).to(value.dtype)
-        out = F.dropout(weights, p=dropout, training=module.training) @ value
-    out = out.reshape(num_rows, num_heads, width, head_dim)
-    return out.transpose(1, 2).contiguous(), None
+        out = F.dropout(weights, p=dropout) @ value
+    return out.reshape(num_rows, num_heads, width, head_dim)
 
 
 def pack_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:

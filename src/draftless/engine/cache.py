@@ -46,10 +46,9 @@ class KVCache:
         self._layers = [_Layer(self, index) for index in range(shape.num_layers)]
         self.adapter = Cache(layers=self._layers)
         self._rows = slice(0, num_rows)
-        self._slots: list[int] = []
-        self._is_even = True
-        self._slot_index: torch.Tensor | None = None
-        self._width = 0
+        self._places: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._seen: tuple[torch.Tensor, ...] = ()
+        self._written: tuple[torch.Tensor, ...] = ()
 
     def _allocate(self, num_rows: int, capacity: int) -> torch.Tensor:
         shape = self.shape
@@ -87,16 +86,25 @@ class KVCache:
             `C`, the number of slots that attention will see.
         """
         starts = self.lengths[rows]
-        self._rows, self._width, self._slots = rows, width, starts
-        self._is_even = min(starts) == max(starts)
-        if not self._is_even:
-            index = torch.tensor(starts, device=self.shape.device)[:, None]
-            self._slot_index = index + torch.arange(width, device=self.shape.device)
+        self._rows = rows
         context = max(starts) + width
         if context > self.capacity:
             raise ConfigError(
                 f"a forward needs {context} slots, the cache holds {self.capacity}; reserve() first"
             )
+        # One view per layer, cut all at once: in every layer anew they would cost as much as the
+        # attention over them.
+        seen = self.data[:, :, rows, :, :context]
+        self._seen = seen.flatten(0, 1).unbind(0)
+        if min(starts) == max(starts):
+            self._places = None
+            self._written = seen[:, :, :, :, context - width :].flatten(0, 1).unbind(0)
+        else:
+            device = self.shape.device
+            slots = torch.tensor(starts, device=device)[:, None] + torch.arange(
+                width, device=device
+            )
+            self._places = torch.arange(len(starts), device=device)[:, None], slots
         return context
 
     def write(
@@ -106,18 +114,15 @@ class KVCache:
         values: torch.Tensor,  # [R, H, W, D]
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [R, H, C, D] each
         """Store one layer's new keys and values and return all that attention may see."""
-        context = max(self._slots) + self._width
-        store = self.data[layer, :, self._rows, :, :context]
-        if self._is_even:
-            store[0, :, :, context - self._width :] = keys
-            store[1, :, :, context - self._width :] = values
-        else:
-            assert self._slot_index is not None
-            rows = torch.arange(keys.shape[0], device=keys.device)[:, None]
-            # An index on both sides of the head axis puts that axis behind: [R, W, H, D].
-            store[0][rows, :, self._slot_index] = keys.transpose(1, 2)
-            store[1][rows, :, self._slot_index] = values.transpose(1, 2)
-        return store[0], store[1]
+        for kind, states in enumerate((keys, values)):
+            index = 2 * layer + kind
+            if self._places is None:
+                self._written[index].copy_(states)
+            else:
+                rows, slots = self._places
+                # An index on both sides of the head axis puts that axis behind: [R, W, H, D].
+                self._seen[index][rows, :, slots] = states.transpose(1, 2)
+        return self._seen[2 * layer], self._seen[2 * layer + 1]
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the slots of an accepted path, in order; the rest of the tree becomes stale.
@@ -180,6 +185,36 @@ class _Layer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         return max(self._owner.lengths[self._owner._rows], default=0)
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class PassThroughCache(Cache):
+    """For tracing a model: every layer hands on the new keys and values, and nothing is kept."""
+
+    def __init__(self, num_layers: int) -> None:
+        super().__init__(layers=[_PassThroughLayer() for _ in range(num_layers)])
+
+
+class _PassThroughLayer(CacheLayerMixin):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        return 0
 
     def get_max_length(self) -> int:
         return -1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,19 +13,23 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from draftless.engine.attention import ATTENTION_NAME, pack_mask, register_attention
+from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.cache import CacheShape, KVCache
 from draftless.engine.capabilities import check_config, check_model, context_limit, parse_dtype
+from draftless.engine.compiled.forward import CompiledForward
+from draftless.engine.compiled.ops import Step
+from draftless.engine.compiled.strict import WIDTH, OneByOne
+from draftless.engine.masks import MaskBuilder, layer_windows
+from draftless.engine.probes import check_masks_and_positions, check_strict, three_tokens
 from draftless.engine.skip_view import SkipViews
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
+from draftless.sublayers import decoder_layers
 
 Attention = Literal["draftless", "sdpa", "eager"]
 
 _PREFILL_CHUNK = 512
-_FULL = "full_attention"
-_SLIDING = "sliding_attention"
 _FINGERPRINT_VALUES = 16  # of every parameter
 
 
@@ -61,47 +66,92 @@ class TargetModel:
         attention: Attention = "draftless",
         *,
         input_only_ids: Sequence[int] = (),
+        compile: bool = False,
+        strict: bool = False,
     ) -> None:
         """Check `model` and switch its attention.
 
         Our attention stays set on the model; everything else of `transformers` keeps working on it.
+        With `compile`, forward passes run through code that is compiled now, once for all widths and
+        lengths; where that is impossible, a warning says why and the model's own code runs. With
+        `strict`, the logits after a path are the same bits in every tree (`compiled/strict.py`).
 
         Raises:
-            CapabilityError: if exact tree decoding cannot work with this model.
+            CapabilityError: if exact tree decoding cannot work with this model, or `strict` not here.
             ConfigError: if `attention` is unknown or the family does not allow it, or an id of
-                `input_only_ids` lies outside the vocabulary.
+                `input_only_ids` lies outside the vocabulary, or other attention than ours is to
+                be compiled, or `strict` comes without `compile`.
         """
         check_model(model)
         self.model = model.eval()
         self.config = model.config.get_text_config()
         self.device: torch.device = next(model.parameters()).device
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        outside = [i for i in input_only_ids if not 0 <= i < self.vocab_size]
-        if outside:
-            raise ConfigError(
-                f"input_only_ids {outside} lie outside the vocabulary 0..{self.vocab_size - 1}; "
-                "give ids that the model's embedding has"
-            )
+        _check_input_only(input_only_ids, self.vocab_size)
         self.num_layers: int = self.config.num_hidden_layers
         self.max_positions = context_limit(model.config)
         self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
+        self._compiled: CompiledForward | None = None
+        self._is_strict = False
         heads = self.config.num_attention_heads
         stock_attention = model.config._attn_implementation
+        _check_compile(attention, compile, strict)
         try:
             with torch.inference_mode():
                 stock_logits = self._stock_logits()
                 self._set_attention(attention)
                 self._cache_shape = self._measure_cache_shape()
-                self._groups = (
-                    heads // self._cache_shape.num_kv_heads if attention == "draftless" else 1
-                )
-                self._windows = _windows(self.config)
-                self._check_masks_and_positions(stock_logits)
+                self._windows = layer_windows(self.config)
+                shape = self._cache_shape
+                groups = heads // shape.num_kv_heads if attention == ATTENTION_NAME else 1
+                self._masks = MaskBuilder(self._windows, groups, shape.dtype, self.device)
+                check_masks_and_positions(self, stock_logits)
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
+        if compile:
+            self._compiled = self._compile(stock_logits)
+        if strict:
+            self._make_strict()
         self.input_only_ids = tuple(input_only_ids)
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether forward passes (prefill apart) run compiled."""
+        return self._compiled is not None
+
+    def compile_view(self, skip_set: SkipSet) -> None:
+        """Compile the passes that leave out `skip_set`, too; without a compiled target, nothing."""
+        if self._compiled is not None:
+            self._compiled.prepare(skip_set)
+
+    def _compile(self, stock_logits: torch.Tensor) -> CompiledForward | None:
+        """The compiled forward, or None, with a warning, where there can be none."""
+        try:
+            place, _ = decoder_layers(self.model)
+            self._compiled = CompiledForward(
+                self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
+            )
+            self._compiled.prepare()
+            with torch.inference_mode():
+                check_masks_and_positions(self, stock_logits)
+        except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
+            warnings.warn(
+                f"{type(self.model).__name__} cannot be compiled here "
+                f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); going on "
+                "without, which gives the same output more slowly. compile=False silences this",
+                stacklevel=4,
+            )
+            return None
+        return self._compiled
+
+    def _make_strict(self) -> None:
+        if self._compiled is None:
+            raise CapabilityError("strict=True needs a model that can be compiled; leave it out")
+        self._is_strict = True
+        with torch.inference_mode():
+            check_strict(self)
 
     @classmethod
     def from_pretrained(
@@ -112,6 +162,8 @@ class TargetModel:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         input_only_ids: Sequence[int] = (),
+        compile: bool = False,
+        strict: bool = False,
     ) -> TargetModel:
         """Load a checkpoint folder or hub id.
 
@@ -128,7 +180,7 @@ class TargetModel:
         except Exception as error:
             raise ArtifactError(f"cannot load a model from {str(path)!r}: {error}") from error
         model = model.to(device) if device is not None else model
-        return cls(model, attention, input_only_ids=input_only_ids)
+        return cls(model, attention, input_only_ids=input_only_ids, compile=compile, strict=strict)
 
     def _set_attention(self, attention: Attention) -> None:
         if attention not in (ATTENTION_NAME, "sdpa", "eager"):
@@ -161,38 +213,9 @@ class TargetModel:
 
     def _stock_logits(self) -> torch.Tensor:  # [3, V] float32
         """What the model says to three tokens before anything of it is switched."""
-        token_ids = torch.tensor([self._three_tokens()], device=self.device)
+        token_ids = torch.tensor([three_tokens(self.vocab_size)], device=self.device)
         logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
         return logits[0].float()
-
-    def _three_tokens(self) -> list[int]:
-        return [1 % self.vocab_size, 2 % self.vocab_size, 3 % self.vocab_size]
-
-    def _check_masks_and_positions(self, stock_logits: torch.Tensor) -> None:
-        """Neither our attention nor a sibling and its positions may change a path's logits.
-
-        Attention with sinks or other extras fails the first (GPT-OSS), ALiBi models the second.
-        """
-        tokens = self._three_tokens()
-        chain = self._probe([*tokens], tree_layout(chain_parents(3)))
-        difference = (chain - stock_logits).abs().max()
-        if not difference <= 0.2 * chain[-1].std():
-            raise CapabilityError(
-                f"{type(self.model).__name__} computes something else than "
-                f"{self.model.config._attn_implementation!r} attention does (logits differ by "
-                f"{float(difference):.3g}); try attention='eager'"
-            )
-        tree = self._probe([tokens[0], 0, *tokens[1:]], tree_layout((-1, 0, 0, 2)))
-        difference = (tree[-1] - chain[-1]).abs().max()
-        if not difference <= 0.2 * chain[-1].std():
-            raise CapabilityError(
-                f"{type(self.model).__name__} does not honour 4-D masks and position ids "
-                f"(a sibling moves its logits by {float(difference):.3g}); trees cannot be verified"
-            )
-
-    def _probe(self, token_ids: list[int], layout: TreeLayout) -> torch.Tensor:
-        cache = self.make_cache(1, len(token_ids))
-        return self.forward(cache, [token_ids], [layout])[0].float()
 
     def make_cache(self, num_rows: int, num_slots: int) -> KVCache:
         """An empty cache with room for `num_slots` slots a row."""
@@ -216,8 +239,10 @@ class TargetModel:
         for start in range(0, len(token_ids), _PREFILL_CHUNK):
             chunk = list(token_ids[start : start + _PREFILL_CHUNK])
             layout = tree_layout(chain_parents(len(chunk)))
-            inputs = self._inputs(cache, [chunk], [layout], row)
-            hidden = self.model.base_model(**inputs).last_hidden_state[0].float().sum(0)
+            one = self._prepare(cache, slice(row, row + 1), [chunk], [layout])
+            hidden = (
+                self.model.base_model(**one.keywords(cache)).last_hidden_state[0].float().sum(0)
+            )
             total = hidden if total is None else total + hidden
             cache.commit(row, range(len(chunk)))
             passes += 1
@@ -249,87 +274,114 @@ class TargetModel:
             CapabilityError: the model's sub-layers cannot be skipped.
             ConfigError: the skip set names a layer that the model does not have.
         """
-        model = self.model if skip_set is None else self._skip_views(skip_set)
-        inputs = self._inputs(cache, token_ids, layouts, first_row)
-        logits: torch.Tensor = model(**inputs).logits
+        if self._is_strict and skip_set is None:
+            logits = self._forward_strict(cache, token_ids, layouts, first_row)
+        else:
+            logits = self._forward(cache, token_ids, layouts, first_row, skip_set)
         if self.input_only_ids:
             logits.index_fill_(-1, self._input_only, -torch.inf)
         return logits
 
-    @cached_property
-    def _skip_views(self) -> SkipViews:
-        return SkipViews(self.model)
-
-    def _inputs(
+    def _forward(
         self,
         cache: KVCache,
         token_ids: Sequence[Sequence[int]],
         layouts: Sequence[TreeLayout],
         first_row: int,
-    ) -> dict[str, Any]:
-        """What the model is called with; the cache is made ready for it."""
-        width = max(len(ids) for ids in token_ids)
+        skip_set: SkipSet | None,
+    ) -> torch.Tensor:  # [R, W, V]
         rows = slice(first_row, first_row + len(token_ids))
+        one = self._prepare(cache, rows, token_ids, layouts)
+        if self._compiled is not None and self._compiled.handles(skip_set, one.token_ids.numel()):
+            step = Step(cache, one.masks, len(token_ids))
+            return self._compiled(skip_set, one.token_ids, one.positions, step)
+        logits: torch.Tensor = self._view_of(skip_set)(**one.keywords(cache)).logits
+        return logits
+
+    def _forward_strict(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[Sequence[int]],
+        layouts: Sequence[TreeLayout],
+        first_row: int,
+    ) -> torch.Tensor:  # [R, W, V]
+        """Row by row, padded: neither other rows nor the width may show in the bits."""
+        assert self._compiled is not None
+        width = -(-max(map(len, token_ids)) // WIDTH) * WIDTH
+        found = []
+        for row, (ids, layout) in enumerate(zip(token_ids, layouts, strict=True), first_row):
+            padded = [*ids, *[0] * (width - len(ids))]
+            one = self._prepare(cache, slice(row, row + 1), [padded], [layout])
+            how = OneByOne(cache.lengths[row], layout, self._windows)
+            step = Step(cache, one.masks, 1, how)
+            found.append(self._compiled(None, one.token_ids, one.positions, step))
+        return torch.cat(found)
+
+    def _view_of(self, skip_set: SkipSet | None) -> Any:
+        return self.model if skip_set is None else self._skip_views(skip_set)
+
+    @cached_property
+    def _skip_views(self) -> SkipViews:
+        return SkipViews(self.model)
+
+    def _prepare(
+        self,
+        cache: KVCache,
+        rows: slice,
+        token_ids: Sequence[Sequence[int]],
+        layouts: Sequence[TreeLayout],
+    ) -> _Pass:
+        """Tokens, positions and masks of a pass; the cache is made ready for it."""
+        width = max(len(ids) for ids in token_ids)
         lengths = cache.lengths[rows]
         cache.reserve(max(lengths) + width)
         context = cache.append(rows, width)
         padded = [[*ids, *[0] * (width - len(ids))] for ids in token_ids]
-        positions = torch.zeros((len(padded), width), dtype=torch.long)
-        for index, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
-            positions[index, : layout.num_nodes] = layout.depth_tensor + length
+        if len(layouts) == 1 and layouts[0].num_nodes == width:
+            positions = (layouts[0].depth_tensor + lengths[0])[None]
+        else:
+            positions = torch.zeros((len(padded), width), dtype=torch.long)
+            for index, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
+                positions[index, : layout.num_nodes] = layout.depth_tensor + length
+        return _Pass(
+            torch.tensor(padded, device=self.device),
+            positions.to(self.device),
+            self._masks.masks(lengths, layouts, width, context),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """What one pass is made of: `token_ids [R, W]`, `positions [R, W]`, a mask per type of layer."""
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    masks: dict[str, torch.Tensor]
+
+    def keywords(self, cache: KVCache) -> dict[str, Any]:
+        """How a `transformers` model is told."""
         return {
-            "input_ids": torch.tensor(padded, device=self.device),
-            "position_ids": positions.to(self.device),
-            "attention_mask": self._masks(lengths, layouts, width, context),
+            "input_ids": self.token_ids,
+            "position_ids": self.positions,
+            "attention_mask": self.masks
+            if len(self.masks) > 1
+            else next(iter(self.masks.values())),
             "past_key_values": cache.adapter,
             "use_cache": True,
         }
 
-    def _masks(
-        self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
-    ) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The additive mask `[R, 1, G*W, C]`, by layer type where the model mixes types."""
-        dtype = self._cache_shape.dtype
-        visible = torch.zeros((len(lengths), width, context), dtype=torch.bool)
-        for row, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
-            num_nodes = layout.num_nodes
-            visible[row, :num_nodes, :length] = True
-            visible[row, :num_nodes, length : length + num_nodes] = layout.mask
-            for node in range(num_nodes, width):  # padding sees itself: no row may see nothing
-                visible[row, node, length + node] = True
-        masks: dict[str, torch.Tensor] = {}
-        for kind, window in self._windows.items():
-            seen = (
-                visible if window is None else visible & _within(window, lengths, layouts, visible)
-            )
-            additive = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
-            masks[kind] = pack_mask(additive[:, None].to(self.device), self._groups)
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+def _check_input_only(input_only_ids: Sequence[int], vocab_size: int) -> None:
+    outside = [i for i in input_only_ids if not 0 <= i < vocab_size]
+    if outside:
+        raise ConfigError(
+            f"input_only_ids {outside} lie outside the vocabulary 0..{vocab_size - 1}; "
+            "give ids that the model's embedding has"
+        )
 
 
-def _windows(config: Any) -> dict[str, int | None]:
-    """Layer types of the model and their sliding windows (None: all positions are visible)."""
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if not kinds:
-        return {_SLIDING if window else _FULL: window}
-    return {kind: window if kind == _SLIDING else None for kind in sorted(kinds)}
-
-
-def _within(
-    window: int,
-    lengths: Sequence[int],
-    layouts: Sequence[TreeLayout],
-    visible: torch.Tensor,  # [R, W, C] bool
-) -> torch.Tensor:  # [R, W, C] bool
-    """True where the slot's position is less than `window` behind the node's position."""
-    _, width, context = visible.shape
-    slots = torch.arange(context)
-    inside = torch.ones_like(visible)
-    for row, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
-        num_nodes = min(layout.num_nodes, width)
-        queries = layout.depth_tensor + length
-        keys = slots.clone()
-        keys[length : length + num_nodes] = queries
-        inside[row, :num_nodes] = queries[:, None] - keys[None] < window
-    return inside
+def _check_compile(attention: str, is_compiled: bool, is_strict: bool) -> None:
+    if is_compiled and attention != ATTENTION_NAME:
+        raise ConfigError(f"compile=True goes with attention='draftless', not {attention!r}")
+    if is_strict and not is_compiled:
+        raise ConfigError("strict=True needs compile=True")

@@ -1,0 +1,114 @@
+"""The compiled counterpart of a model's forward pass, and of its views without some sub-layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from draftless.engine.compiled.ops import PackedLinear, Step
+from draftless.engine.compiled.pieces import cut, merge_linears, tidy
+from draftless.engine.compiled.program import PieceCompiler, Program
+from draftless.engine.compiled.trace import LONGEST, trace
+from draftless.skip_set import SkipSet
+
+
+@dataclass(frozen=True, slots=True)
+class _Programs:
+    """A pass over one token, which needs code of its own, and one over more."""
+
+    single: Program
+    several: Program
+
+
+class CompiledForward:
+    """Compiles a model once; no width, length or number of rows is compiled for again.
+
+    Args:
+        view_of: the model without a skip set's sub-layers; of None the model itself.
+        place: where its decoder layers are (`model.layers`).
+        kinds: types of its layers.
+        num_layers: of the whole model.
+        dtype: of its weights.
+    """
+
+    def __init__(
+        self,
+        view_of: Callable[[SkipSet | None], Any],
+        place: str,
+        kinds: Sequence[str],
+        num_layers: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._view_of = view_of
+        self._place = place
+        self._kinds = tuple(kinds)
+        self._num_layers = num_layers
+        self._dtype = dtype
+        self._compiler = PieceCompiler()
+        self._packed: dict[tuple[int, ...], PackedLinear] = {}
+        self._programs: dict[SkipSet | None, _Programs] = {}
+
+    @property
+    def num_compiled(self) -> int:
+        """Pieces of code so far: it stays what it is once everything was prepared."""
+        return self._compiler.num_compiled
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the prepacked weights, which exist once for all widths and skip sets."""
+        return sum(packed.num_bytes for packed in self._packed.values())
+
+    def prepare(self, skip_set: SkipSet | None = None) -> None:
+        """Trace and compile the passes that leave out `skip_set`; a second time costs nothing.
+
+        Raises:
+            Exception: whatever tracing or compiling raises.
+        """
+        if skip_set not in self._programs:
+            single, several = (self._build(skip_set, is_single=one) for one in (True, False))
+            self._programs[skip_set] = _Programs(single, several)
+
+    def handles(self, skip_set: SkipSet | None, num_tokens: int) -> bool:
+        """Whether a pass of so many tokens in all runs compiled."""
+        return skip_set in self._programs and num_tokens <= LONGEST
+
+    def __call__(
+        self,
+        skip_set: SkipSet | None,
+        token_ids: torch.Tensor,  # [R, W] int64
+        positions: torch.Tensor,  # [R, W] int64
+        step: Step,
+    ) -> torch.Tensor:  # [R, W, V]
+        """One pass. To all but attention the rows are one row of `R * W` tokens."""
+        num_rows, width = token_ids.shape
+        programs = self._programs[skip_set]
+        program = programs.single if num_rows * width == 1 else programs.several
+        logits = program(token_ids.view(1, -1), positions.view(1, -1), step)
+        return logits.view(num_rows, width, -1)
+
+    def _build(self, skip_set: SkipSet | None, *, is_single: bool) -> Program:
+        model = self._view_of(skip_set)
+        traced = trace(model, self._kinds, self._num_layers, self._dtype, is_single=is_single)
+        if _can_pack(self._dtype, model.device):
+            merge_linears(traced.graph.graph, traced.tensors, self._pack)
+        tidy(traced.graph.graph)
+        return Program(cut(traced.graph, self._place), traced.tensors, self._compiler)
+
+    def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
+        key = tuple(weight.data_ptr() for weight in weights)
+        if key not in self._packed:
+            self._packed[key] = PackedLinear.pack(weights, biases)
+        return self._packed[key]
+
+
+def _can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether prepacked weights pay: on a CPU with fast half-precision products."""
+    ops = torch.ops.mkldnn
+    fast = {
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return device.type == "cpu" and torch._C._has_mkldnn and dtype in fast and bool(fast[dtype]())

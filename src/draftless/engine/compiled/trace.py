@@ -1,0 +1,124 @@
+"""From a stock model to one graph: tokens and positions in, logits out, attention opaque."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule, Node
+
+from draftless.engine.attention import attention_replaced_by
+from draftless.engine.cache import PassThroughCache
+
+LAYER, KIND = "draftless_layer", "draftless_kind"
+"""What an attention node carries in its `meta`: the layer whose cache it uses, and the layer's type."""
+
+LONGEST = 4096
+"""Most tokens of a compiled pass, all rows together."""
+
+
+class Traced:
+    """A graph and what it reads.
+
+    Attributes:
+        graph: inputs are weights, `token_ids [1, M]` and `positions [1, M]`; the output is the logits.
+        tensors: weights, buffers and constants by the name of their input.
+    """
+
+    def __init__(self, exported: torch.export.ExportedProgram) -> None:
+        self.graph: GraphModule = exported.graph_module
+        signature = exported.graph_signature
+        stored = {**exported.constants, **dict(exported.state_dict)}
+        names = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self.tensors = {name: stored[place].detach() for name, place in names.items()}
+
+
+class _TokensOnly(nn.Module):
+    """A model as a function of tokens and positions; masks are stand-ins that tell the layer's type."""
+
+    def __init__(
+        self, model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._kinds = kinds
+        self._num_layers = num_layers
+        self._dtype = dtype
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        width = token_ids.shape[1]
+        masks = {
+            # The number of columns names the type: nothing else survives the way to the attention.
+            kind: torch.zeros((1, 1, width, 1 + index), dtype=self._dtype, device=token_ids.device)
+            for index, kind in enumerate(self._kinds)
+        }
+        logits: torch.Tensor = self.model(
+            input_ids=token_ids,
+            position_ids=positions,
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            past_key_values=PassThroughCache(self._num_layers),
+            use_cache=True,
+        ).logits
+        return logits
+
+
+def trace(
+    model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype, *, is_single: bool
+) -> Traced:
+    """Trace a pass over one token, or one over any number of tokens from two on.
+
+    Args:
+        model: a `transformers` model (or a view of one) with our attention.
+        kinds: types of its layers.
+        num_layers: of the whole model.
+        dtype: of the masks.
+        is_single: one token.
+
+    Raises:
+        Exception: whatever `torch.export` raises where a model cannot be traced.
+    """
+    found: list[tuple[int, str]] = []
+
+    def emit(
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        found.append((module.layer_idx, kinds[mask.shape[-1] - 1]))
+        out: torch.Tensor = torch.ops.draftless.attention(query, key, value, 0, scaling, softcap)
+        return out
+
+    width = 1 if is_single else 8
+    device = next(model.parameters()).device
+    token_ids = torch.zeros((1, width), dtype=torch.long, device=device)
+    positions = torch.arange(width, device=device)[None]
+    dynamic = None
+    if not is_single:
+        num_tokens = torch.export.Dim("num_tokens", min=2, max=LONGEST)
+        dynamic = {"token_ids": {1: num_tokens}, "positions": {1: num_tokens}}
+    tokens_only = _TokensOnly(model, kinds, num_layers, dtype)
+    with attention_replaced_by(emit), torch.no_grad():
+        exported = torch.export.export(
+            tokens_only, (token_ids, positions), dynamic_shapes=dynamic, strict=False
+        )
+    traced = Traced(exported)
+    nodes = [node for node in traced.graph.graph.nodes if is_attention(node)]
+    # Exporting runs the model once or more; the last run is the graph's.
+    for node, (layer, kind) in zip(nodes, found[-len(nodes) :] if nodes else (), strict=True):
+        node.meta[LAYER], node.meta[KIND] = layer, kind
+    return traced
+
+
+def is_attention(node: Node) -> bool:
+    """Whether a node is the attention of a layer."""
+    return node.target is torch.ops.draftless.attention.default

@@ -1,0 +1,108 @@
+"""The masks of a tree pass, by type of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from draftless.engine.attention import pack_mask
+from draftless.layout import TreeLayout
+
+_FULL = "full_attention"
+_SLIDING = "sliding_attention"
+
+
+def layer_windows(config: Any) -> dict[str, int | None]:
+    """Types of a model's layers and their sliding windows (None: all positions are visible)."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds:
+        return {_SLIDING if window else _FULL: window}
+    return {kind: window if kind == _SLIDING else None for kind in sorted(kinds)}
+
+
+class MaskBuilder:
+    """Builds additive masks for one model.
+
+    Args:
+        windows: as `layer_windows` tells.
+        groups: query heads that share a KV head, where attention packs them; else 1.
+        dtype: of the masks.
+        device: where they are wanted.
+    """
+
+    def __init__(
+        self,
+        windows: dict[str, int | None],
+        groups: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._windows = windows
+        self._groups = groups
+        self._dtype = dtype
+        self._device = device
+
+    def masks(
+        self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
+    ) -> dict[str, torch.Tensor]:
+        """Per type of layer the additive mask `[R, 1, G*W, C]`."""
+        even = len(lengths) == 1 and layouts[0].num_nodes == width
+        visible = None if even else _visible(lengths, layouts, width, context)
+        masks: dict[str, torch.Tensor] = {}
+        for kind, window in self._windows.items():
+            if visible is None and (window is None or context <= window):
+                masks[kind] = self._of_one_row(layouts[0], lengths[0], context)
+                continue
+            seen = _visible(lengths, layouts, width, context) if visible is None else visible
+            if window is not None:
+                seen = seen & _within(window, lengths, layouts, seen)
+            additive = torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
+            masks[kind] = pack_mask(additive[:, None].to(self._device), self._groups)
+        return masks
+
+    def _of_one_row(self, layout: TreeLayout, length: int, context: int) -> torch.Tensor:
+        """The same for one row without padding or window: everything cached, and the tree's own mask."""
+        num_nodes = layout.num_nodes
+        mask = torch.zeros((1, 1, num_nodes, context), dtype=self._dtype)
+        mask[0, 0, :, length:].masked_fill_(~layout.mask, -torch.inf)
+        return pack_mask(mask.to(self._device), self._groups)
+
+    def sees_everything(self, num_rows: int, width: int, context: int) -> bool:
+        """Whether one token of one row sees all that is cached, so that no mask is needed."""
+        windows = self._windows.values()
+        return num_rows == width == 1 and all(one is None or context <= one for one in windows)
+
+
+def _visible(
+    lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
+) -> torch.Tensor:  # [R, W, C] bool
+    visible = torch.zeros((len(lengths), width, context), dtype=torch.bool)
+    for row, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
+        num_nodes = layout.num_nodes
+        visible[row, :num_nodes, :length] = True
+        visible[row, :num_nodes, length : length + num_nodes] = layout.mask
+        for node in range(num_nodes, width):  # padding sees itself: no row may see nothing
+            visible[row, node, length + node] = True
+    return visible
+
+
+def _within(
+    window: int,
+    lengths: Sequence[int],
+    layouts: Sequence[TreeLayout],
+    visible: torch.Tensor,  # [R, W, C] bool
+) -> torch.Tensor:  # [R, W, C] bool
+    """True where the slot's position is less than `window` behind the node's position."""
+    _, width, context = visible.shape
+    slots = torch.arange(context)
+    inside = torch.ones_like(visible)
+    for row, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
+        num_nodes = min(layout.num_nodes, width)
+        queries = layout.depth_tensor + length
+        keys = slots.clone()
+        keys[length : length + num_nodes] = queries
+        inside[row, :num_nodes] = queries[:, None] - keys[None] < window
+    return inside

@@ -1,0 +1,246 @@
+"""The compiled forward: what the eager one says, from few pieces, once, and not without a compiler."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from draftless.engine.cache import KVCache
+from draftless.engine.compiled import forward as forward_module
+from draftless.engine.compiled import ops
+from draftless.engine.compiled import strict as strict_module
+from draftless.engine.compiled.program import PieceCompiler
+from draftless.engine.target import TargetModel
+from draftless.errors import CapabilityError, ConfigError
+from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
+from draftless.skip_set import SkipSet
+from support.models import FAMILIES_COMPILED, VOCAB_SIZE, prompt_ids, stock_model, target
+
+WIDTHS = (1, 2, 7, 16, 33)
+SKIP_SETS = (SkipSet((0,), (1,)), SkipSet((0, 1), ()), SkipSet((0, 1), (0, 1)))
+
+
+def filled(model: TargetModel, lengths: tuple[int, ...]) -> KVCache:
+    cache = model.make_cache(len(lengths), 128)
+    for row, length in enumerate(lengths):
+        model.prefill(cache, row, prompt_ids(length, row))
+    return cache
+
+
+def bushy(width: int) -> tuple[int, ...]:
+    """Parents of a tree in which nobody stands at its depth."""
+    return (-1, *(max(0, node - 3) for node in range(width - 1)))
+
+
+def logits_of(
+    model: TargetModel,
+    width: int,
+    lengths: tuple[int, ...] = (20,),
+    skip_set: SkipSet | None = None,
+) -> torch.Tensor:
+    ids = [(5 * index + 3) % VOCAB_SIZE for index in range(width)]
+    with torch.inference_mode():
+        cache = filled(model, lengths)
+        layout = tree_layout(bushy(width))
+        rows = len(lengths)
+        return model.forward(cache, [ids] * rows, [layout] * rows, skip_set=skip_set)
+
+
+@pytest.mark.parametrize("family", FAMILIES_COMPILED)
+@pytest.mark.parametrize("lengths", [(20,), (20, 20), (31, 3, 12)])
+def test_it_says_what_the_model_says(family: str, lengths: tuple[int, ...]) -> None:
+    """Also beyond the sliding window (8), and for rows of unequal length."""
+    for width in WIDTHS:
+        wanted = logits_of(target(family, "fp32"), width, lengths)
+        found = logits_of(target(family, "fp32", "compiled"), width, lengths)
+        torch.testing.assert_close(found, wanted, atol=2e-4, rtol=2e-4)
+
+
+@torch.inference_mode()
+def test_a_row_that_feeds_nothing_is_padding() -> None:
+    eager, compiled = target("llama", "fp32"), target("llama", "fp32", "compiled")
+    found = []
+    for model in (eager, compiled):
+        cache = filled(model, (9, 4))
+        layouts = [tree_layout(chain_parents(2)), EMPTY_LAYOUT]
+        found.append(model.forward(cache, [[1, 2], []], layouts)[0])
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES_COMPILED)
+def test_nothing_is_compiled_after_the_start(family: str) -> None:
+    """No width, length, number of rows or capacity asks for other code; layers share theirs."""
+    model = target(family, "fp32", "compiled")
+    assert model._compiled is not None
+    before = model._compiled.num_compiled, counters["inductor"].copy()
+    for width in (1, 2, 3, 64):
+        for lengths in ((5,), (90,), (8, 30, 1), (300,)):
+            logits_of(model, width, lengths)
+    assert (model._compiled.num_compiled, counters["inductor"]) == before
+
+
+def test_layers_share_their_code() -> None:
+    """Ten layers need no more pieces than two: before, a layer, after; for one token and for more."""
+    compiled = []
+    for num_layers in (2, 10):
+        config = copy.deepcopy(stock_model("llama", "fp32").config)
+        config.num_hidden_layers = num_layers
+        model = TargetModel(AutoModelForCausalLM.from_config(config), compile=True)
+        assert model._compiled is not None
+        compiled.append(model._compiled.num_compiled)
+    assert compiled == [6, 6]
+
+
+@pytest.mark.parametrize("skip_set", SKIP_SETS)
+def test_views_are_compiled_from_the_same_pieces(skip_set: SkipSet) -> None:
+    eager, compiled = target("llama", "fp32"), target("llama", "fp32", "compiled")
+    assert compiled._compiled is not None
+    compiled.compile_view(skip_set)
+    assert compiled._compiled.handles(skip_set, 4)
+    for width in (1, 4):
+        wanted = logits_of(eager, width, skip_set=skip_set)
+        found = logits_of(compiled, width, skip_set=skip_set)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    whole = logits_of(compiled, 4)
+    assert (whole - logits_of(compiled, 4, skip_set=skip_set)).abs().max() > 0.1
+
+
+def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
+    compiled = target("gemma2", "fp32", "compiled")
+    skip_set = SkipSet((1,), (1,))
+    assert compiled._compiled is not None
+    assert not compiled._compiled.handles(skip_set, 1)
+    wanted = logits_of(target("gemma2", "fp32"), 3, skip_set=skip_set)
+    torch.testing.assert_close(logits_of(compiled, 3, skip_set=skip_set), wanted)
+
+
+def half_precision_model(num_layers: int = 2) -> TargetModel:
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=256, num_hidden_layers=num_layers,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config)
+    return TargetModel(model.to(torch.bfloat16), compile=True)
+
+
+def test_packed_weights_exist_once() -> None:
+    """Not once for one token, once for more and once for each view."""
+    model = half_precision_model()
+    assert model._compiled is not None
+    linears = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+    expected = sum(linear.weight.nbytes for linear in linears)
+    if not model._compiled.packed_bytes:
+        pytest.skip("this machine packs nothing")
+    assert model._compiled.packed_bytes == expected
+    model.compile_view(SkipSet((0,), (1,)))
+    assert model._compiled.packed_bytes == expected
+    gc.collect()
+    copies = [
+        tensor
+        for tensor in gc.get_objects()
+        if type(tensor) is torch.Tensor and tensor.layout == torch.strided and tensor.dim() == 2
+        and tensor.shape[0] == 128 + 2 * 64 and not tensor.is_meta
+    ]  # fmt: skip
+    assert not copies, "the concatenation is needed for packing only"
+
+
+def test_parts_with_and_without_a_bias_go_side_by_side() -> None:
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    weights = [torch.randn(size, 64, dtype=torch.bfloat16) for size in (32, 64)]
+    bias = torch.randn(32, dtype=torch.bfloat16)
+    ops.CURRENT.linears = [ops.PackedLinear.pack(weights, [bias, None])]
+    found = torch.ops.draftless.linear(x, 0, 96)
+    wanted = torch.cat([x @ weights[0].T + bias, x @ weights[1].T], dim=1)
+    torch.testing.assert_close(found, wanted, atol=0.3, rtol=0.05)
+
+
+# --- where there is no compiler ----------------------------------------------------------------
+
+
+def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("no C++ compiler\nand more lines")
+
+    monkeypatch.setattr(PieceCompiler, "__call__", none)
+    with pytest.warns(
+        UserWarning, match=r"cannot be compiled here \(RuntimeError: no C\+\+ compiler\)"
+    ):
+        model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True)
+    assert not model.is_compiled
+    torch.testing.assert_close(logits_of(model, 5), logits_of(target("llama", "fp32"), 5))
+    with (
+        pytest.warns(UserWarning, match="cannot be compiled"),
+        pytest.raises(CapabilityError, match="needs a model that can be compiled"),
+    ):
+        TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True, strict=True)
+
+
+def test_code_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong result is found when the model is loaded, not in the text."""
+    merge = forward_module.merge_linears
+
+    def swapped(graph, tensors, pack):  # type: ignore[no-untyped-def]
+        return merge(graph, tensors, lambda weights, biases: pack(weights[::-1], biases[::-1]))
+
+    monkeypatch.setattr(forward_module, "merge_linears", swapped)
+    monkeypatch.setattr(forward_module, "_can_pack", lambda *_: True)
+    with pytest.warns(UserWarning, match="cannot be compiled here"):
+        model = half_precision_model()
+    assert not model.is_compiled
+
+
+def test_options_that_do_not_go_together() -> None:
+    model = copy.deepcopy(stock_model("llama", "fp32"))
+    with pytest.raises(ConfigError, match="goes with attention='draftless', not 'eager'"):
+        TargetModel(model, "eager", compile=True)
+    with pytest.raises(ConfigError, match="strict=True needs compile=True"):
+        TargetModel(model, strict=True)
+
+
+# --- strict ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strict_model() -> TargetModel:
+    model = half_precision_model(3)
+    try:
+        return TargetModel(model.model, compile=True, strict=True)
+    except CapabilityError as error:
+        pytest.skip(str(error))
+
+
+@torch.inference_mode()
+def test_strict_bits_do_not_depend_on_the_tree(strict_model: TargetModel) -> None:
+    tokens = prompt_ids(40, 5)
+    cache = filled(strict_model, (23,))
+    plain = []
+    for token_id in tokens[:9]:
+        plain.append(strict_model.forward(cache, [[token_id]], [tree_layout((-1,))])[0, 0])
+        cache.commit(0, [0])
+    for siblings in (0, 1, 4):
+        path, ids, parents = [0], [tokens[0]], [-1]
+        for token_id in tokens[1:9]:
+            ids += [*range(siblings), token_id]
+            parents += [path[-1]] * (siblings + 1)
+            path.append(len(ids) - 1)
+        # In a batch, too, and beside a longer row.
+        cache = filled(strict_model, (23, 50))
+        layouts = [tree_layout(tuple(parents)), tree_layout((-1,))]
+        logits = strict_model.forward(cache, [ids, [1]], layouts)
+        assert torch.equal(logits[0, path], torch.stack(plain)), siblings
+
+
+def test_strict_is_refused_where_bits_move(
+    strict_model: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here: because a node looks at the slots as they lie, siblings included."""
+    monkeypatch.setattr(strict_module, "_in_order", lambda states, *_: states)
+    with pytest.raises(CapabilityError, match="a pass over 16 tokens rounds otherwise"):
+        TargetModel(strict_model.model, compile=True, strict=True)
