@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
-from draftless.engine.compiled import ops
+from draftless.engine.compiled import linears
 from draftless.engine.compiled import strict as strict_module
 from draftless.engine.compiled.program import PieceCompiler
 from draftless.engine.target import TargetModel
@@ -121,7 +121,7 @@ def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
 
 def half_precision_model(num_layers: int = 2) -> TargetModel:
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=128, intermediate_size=256, num_hidden_layers=num_layers,
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=num_layers,
         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1,
     )  # fmt: skip
     with torch.random.fork_rng():
@@ -134,8 +134,8 @@ def test_packed_weights_exist_once() -> None:
     """Not once for one token, once for more and once for each view."""
     model = half_precision_model()
     assert model._compiled is not None
-    linears = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
-    expected = sum(linear.weight.nbytes for linear in linears)
+    layers = [m for m in model.model.modules() if isinstance(m, torch.nn.Linear)]
+    expected = sum(linear.weight.nbytes for linear in layers)
     if not model._compiled.packed_bytes:
         pytest.skip("this machine packs nothing")
     assert model._compiled.packed_bytes == expected
@@ -151,14 +151,23 @@ def test_packed_weights_exist_once() -> None:
     assert not copies, "the concatenation is needed for packing only"
 
 
-def test_parts_with_and_without_a_bias_go_side_by_side() -> None:
-    x = torch.randn(3, 64, dtype=torch.bfloat16)
-    weights = [torch.randn(size, 64, dtype=torch.bfloat16) for size in (32, 64)]
-    bias = torch.randn(32, dtype=torch.bfloat16)
-    ops.CURRENT.linears = [ops.PackedLinear.pack(weights, [bias, None])]
-    found = torch.ops.draftless.linear(x, 0, 96)
-    wanted = torch.cat([x @ weights[0].T + bias, x @ weights[1].T], dim=1)
-    torch.testing.assert_close(found, wanted, atol=0.3, rtol=0.05)
+@pytest.mark.parametrize("is_blocked", [True, False])
+@pytest.mark.parametrize("num_rows", [1, 3, 32, 70])
+def test_parts_with_and_without_a_bias_go_side_by_side(
+    num_rows: int, is_blocked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For more rows than go at once, and outputs that fill no block."""
+    if is_blocked and not linears.has_blocked():
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(linears, "has_blocked", lambda: is_blocked)
+    x = torch.randn(num_rows, 2, 48, dtype=torch.bfloat16).transpose(0, 1)
+    weights = [torch.randn(size, 48, dtype=torch.bfloat16) for size in (33, 64)]
+    bias = torch.randn(33, dtype=torch.bfloat16)
+    packed = linears.pack(weights, [bias, None])
+    assert isinstance(packed, linears.BlockedLinear) == is_blocked
+    wide = x.float()
+    wanted = torch.cat([wide @ weights[0].float().T + bias, wide @ weights[1].float().T], dim=2)
+    torch.testing.assert_close(packed(x).float(), wanted, atol=0.05, rtol=0.01)
 
 
 # --- where there is no compiler ----------------------------------------------------------------
@@ -190,7 +199,7 @@ def test_code_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPat
         return merge(graph, tensors, lambda weights, biases: pack(weights[::-1], biases[::-1]))
 
     monkeypatch.setattr(forward_module, "merge_linears", swapped)
-    monkeypatch.setattr(forward_module, "_can_pack", lambda *_: True)
+    monkeypatch.setattr(forward_module, "can_pack", lambda *_: True)
     with pytest.warns(UserWarning, match="cannot be compiled here"):
         model = half_precision_model()
     assert not model.is_compiled

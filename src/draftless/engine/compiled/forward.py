@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from draftless.engine.compiled.ops import PackedLinear, Step
+from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
+from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.pieces import cut, merge_linears, tidy
 from draftless.engine.compiled.program import PieceCompiler, Program
 from draftless.engine.compiled.trace import LONGEST, trace
@@ -92,7 +93,7 @@ class CompiledForward:
     def _build(self, skip_set: SkipSet | None, *, is_single: bool) -> Program:
         model = self._view_of(skip_set)
         traced = trace(model, self._kinds, self._num_layers, self._dtype, is_single=is_single)
-        if _can_pack(self._dtype, model.device):
+        if can_pack(self._dtype, model.device):
             merge_linears(traced.graph.graph, traced.tensors, self._pack)
         tidy(traced.graph.graph)
         return Program(cut(traced.graph, self._place), traced.tensors, self._compiler)
@@ -100,15 +101,5 @@ class CompiledForward:
     def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
         key = tuple(weight.data_ptr() for weight in weights)
         if key not in self._packed:
-            self._packed[key] = PackedLinear.pack(weights, biases)
+            self._packed[key] = pack(weights, biases)
         return self._packed[key]
-
-
-def _can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether prepacked weights pay: on a CPU with fast half-precision products."""
-    ops = torch.ops.mkldnn
-    fast = {
-        torch.bfloat16: ops._is_mkldnn_bf16_supported,
-        torch.float16: ops._is_mkldnn_fp16_supported,
-    }
-    return device.type == "cpu" and torch._C._has_mkldnn and dtype in fast and bool(fast[dtype]())

@@ -15,36 +15,8 @@ import torch
 
 from draftless.engine.attention import attend
 from draftless.engine.cache import KVCache
+from draftless.engine.compiled.linears import PackedLinear
 from draftless.engine.compiled.strict import OneByOne, attend_one_by_one
-
-
-@dataclass(frozen=True, slots=True)
-class PackedLinear:
-    """Weights of linear layers that share their input, side by side, as the matrix library likes them.
-
-    Attributes:
-        weight: opaque, from `pack`.
-        bias: `[out]` or None.
-        num_bytes: of the weight.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    num_bytes: int
-
-    @classmethod
-    def pack(
-        cls, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
-    ) -> PackedLinear:
-        """Pack weights `[out, in]`; where one has a bias, the others get zeros."""
-        bias = None
-        if any(one is not None for one in biases):
-            pairs = zip(weights, biases, strict=True)
-            bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
-        # The layout does not depend on the number of rows that is named here.
-        whole = torch.cat(list(weights))
-        packed = torch.ops.mkldnn._reorder_linear_weight(whole, 1)
-        return cls(packed, bias, whole.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +52,6 @@ class _Current(threading.local):
 
 CURRENT = _Current()
 
-_PACKED_LINEAR = torch.ops.mkldnn._linear_pointwise.default  # looked up once
 _LIBRARY = torch.library.Library("draftless", "DEF")  # type: ignore[no-untyped-call]
 _SIGNATURES = (
     "linear(Tensor x, int slot, int width) -> Tensor",
@@ -91,9 +62,7 @@ for _signature in _SIGNATURES:
 
 
 def _linear(x: torch.Tensor, slot: int, _: int) -> torch.Tensor:
-    packed = CURRENT.linears[slot]
-    out: torch.Tensor = _PACKED_LINEAR(x, packed.weight, packed.bias, "none", [], "")
-    return out
+    return CURRENT.linears[slot](x)
 
 
 def _attention(

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
-from draftless.engine.compiled.ops import PackedLinear
+from draftless.engine.compiled.linears import PackedLinear
 from draftless.engine.compiled.trace import KIND, LAYER, is_attention
 
 _PACKED = "draftless_packed"

@@ -1,0 +1,121 @@
+"""Linear layers on weights that were brought, once, into the order in which a CPU reads them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch._inductor.codecache import CppCodeCache
+from torch.nn import functional
+
+_OUTPUTS = 64  # per block; `kOutputs` in linear.cpp
+
+
+class PackedLinear(Protocol):
+    """Linear layers that share their input, side by side.
+
+    Attributes:
+        num_bytes: memory of the weights.
+    """
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` to `[..., out]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedLinear:
+    """Through torch's brgemm (`linear.cpp`): next to no set-up per call.
+
+    Attributes:
+        weight: `[blocks, in / 2, 64, 2]` bfloat16.
+        bias: `[width]` or None.
+        width: outputs; the last block is filled up with zeros.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    width: int
+
+    @classmethod
+    def pack(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> BlockedLinear:
+        width, num_inputs = weight.shape
+        filled = functional.pad(weight, (0, 0, 0, -width % _OUTPUTS))
+        blocks = filled.view(-1, _OUTPUTS, num_inputs // 2, 2).transpose(1, 2).contiguous()
+        return cls(blocks, bias, width)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.draftless_cpu.linear(x, self.weight, self.bias, self.width)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class OneDNNLinear:
+    """Through oneDNN's inner product, for CPUs without AMX and for float16.
+
+    Attributes:
+        weight: in oneDNN's own layout.
+        bias: `[out]` or None.
+        num_bytes: see above.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    num_bytes: int
+
+    @classmethod
+    def pack(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> OneDNNLinear:
+        # The layout does not depend on the number of rows that is named here.
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        return cls(packed, bias, weight.nbytes)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, "none", [], ""
+        )
+        return out
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether packing pays: on a CPU with fast half-precision products."""
+    ops = torch.ops.mkldnn
+    fast = {
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return device.type == "cpu" and torch._C._has_mkldnn and dtype in fast and bool(fast[dtype]())
+
+
+def pack(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> PackedLinear:
+    """Pack weights `[out, in]` of half precision; where one has a bias, the others get zeros."""
+    bias = None
+    if any(one is not None for one in biases):
+        pairs = zip(weights, biases, strict=True)
+        bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
+    weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
+    is_blocked = weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and has_blocked()
+    return (BlockedLinear if is_blocked else OneDNNLinear).pack(weight, bias)
+
+
+@cache
+def has_blocked() -> bool:
+    """Whether `linear.cpp` runs here; it is compiled now, or was before."""
+    if not torch.cpu._is_amx_tile_supported():
+        return False
+    try:
+        CppCodeCache.load(Path(__file__).with_name("linear.cpp").read_text(encoding="utf-8"))
+    except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
+        warnings.warn(f"linear.cpp does not compile here, oneDNN takes over: {error}", stacklevel=2)
+        return False
+    return True
