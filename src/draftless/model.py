@@ -69,6 +69,7 @@ class Draftless:
         input_only_ids: Sequence[int] = (),
         compile: bool = False,
         strict: bool = False,
+        int8: bool = False,
     ) -> Draftless:
         """Load a model.
 
@@ -85,6 +86,8 @@ class Draftless:
             compile: compile the forward pass: some seconds now, faster passes later, worth it from
                 about 1,000 tokens on. Where that is impossible a warning says why.
             strict: the same ids for every drafter in half precision, too; needs `compile`, costs time.
+            int8: round the weights of the linear layers to what int8 holds; this model's own output is
+                then the target. Compiled on a CPU with AMX, they take half the memory.
             input_only_ids: ids that are never emitted, in addition to the adaptive tokens that the
                 checkpoint's `draftless.json` names; for a loaded model, which comes without one.
 
@@ -96,8 +99,10 @@ class Draftless:
         manifest, folder = None, None
         how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
         if isinstance(path_or_model, PreTrainedModel):
-            if dtype is not None or device is not None:
-                raise ConfigError("dtype and device are those of the loaded model; leave them out")
+            if dtype is not None or device is not None or int8:
+                raise ConfigError(
+                    "dtype, device and weights are those of the loaded model; leave them out"
+                )
             target = TargetModel(path_or_model, input_only_ids=input_only_ids, **how)
         else:
             path = embedded_model_path() if path_or_model is None else path_or_model
@@ -105,7 +110,7 @@ class Draftless:
             manifest = read_manifest(folder) if folder else None
             input_only_ids = (*_adaptive_ids(manifest), *input_only_ids)
             target = TargetModel.from_pretrained(
-                path, dtype=dtype, device=device, input_only_ids=input_only_ids, **how
+                path, dtype=dtype, device=device, input_only_ids=input_only_ids, int8=int8, **how
             )
             tokenizer = tokenizer or _load_tokenizer(path)
         model = cls(target, tokenizer, make_drafter("none"), manifest, folder)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from draftless import Draftless
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
 from draftless.engine.compiled import linears
 from draftless.engine.compiled import strict as strict_module
 from draftless.engine.compiled.program import PieceCompiler
+from draftless.engine.int8 import is_int8, split_int8
 from draftless.engine.target import TargetModel
 from draftless.errors import CapabilityError, ConfigError
 from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
@@ -211,6 +214,45 @@ def test_options_that_do_not_go_together() -> None:
         TargetModel(model, "eager", compile=True)
     with pytest.raises(ConfigError, match="strict=True needs compile=True"):
         TargetModel(model, strict=True)
+
+
+# --- int8 --------------------------------------------------------------------------------------
+
+
+def test_a_weight_rounded_to_int8_is_the_same_number_in_both() -> None:
+    weight = torch.randn(70, 48).mul(torch.logspace(-20, 3, 70)[:, None]).bfloat16()
+    weight[3] = 0.0
+    integers, scale = split_int8(weight)
+    rounded = (integers.float() * scale[:, None]).bfloat16()
+    assert torch.equal(rounded.float(), integers.float() * scale[:, None])
+    assert is_int8(rounded)
+    assert not is_int8(weight)
+    error = (rounded.float() - weight.float()).abs().amax(1)
+    assert bool((error <= weight.float().abs().amax(1) / 127).all()), "at most one step of 1/127"
+
+
+@torch.inference_mode()
+def test_the_rounded_model_is_the_target_compiled_or_not(tmp_path: Path) -> None:
+    half_precision_model().model.save_pretrained(tmp_path)
+    bf16 = TargetModel.from_pretrained(tmp_path, compile=True)
+    eager = TargetModel.from_pretrained(tmp_path, int8=True)
+    compiled = TargetModel.from_pretrained(tmp_path, int8=True, compile=True)
+    for ours, theirs in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    near = (logits_of(compiled, 5) - logits_of(eager, 5)).abs().max()
+    far = (logits_of(bf16, 5) - logits_of(eager, 5)).abs().max()
+    assert near < far / 2
+    if linears.has_blocked():
+        assert bf16._compiled is not None
+        assert compiled._compiled is not None
+        head = compiled.model.lm_head.weight
+        halved = bf16._compiled.packed_bytes - head.nbytes
+        assert compiled._compiled.packed_bytes == halved // 2 + head.nbytes
+
+
+def test_a_loaded_model_keeps_its_weights() -> None:
+    with pytest.raises(ConfigError, match="weights are those of the loaded model"):
+        Draftless.from_pretrained(copy.deepcopy(stock_model("llama")), int8=True)
 
 
 # --- strict ------------------------------------------------------------------------------------

@@ -46,28 +46,21 @@ def set_up_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_model(
-    model: str | None,
-    *,
-    dtype: str | None,
-    device: str | None,
-    drafter: str | None = None,
-    drafter_options: dict[str, Any] | None = None,
-) -> Draftless:
-    """Load `model`, or the embedded one, and show that something happens."""
-    with stderr.status("Loading the model ..."):
+def load_model(model: str | None, **how: Any) -> Draftless:
+    """Load `model`, or the embedded one, and show that something happens.
+
+    Args:
+        model: folder or hub id.
+        **how: arguments of `Draftless.from_pretrained`.
+    """
+    compiling = "and compiling " if how.get("compile") else ""
+    with stderr.status(f"Loading {compiling}the model ..."):
         from transformers.utils import logging
 
         from draftless import Draftless, embedded_model_path
 
         logging.disable_progress_bar()
-        return Draftless.from_pretrained(
-            model or embedded_model_path(),
-            drafter=drafter,
-            drafter_options=drafter_options,
-            dtype=dtype,
-            device=device,
-        )
+        return Draftless.from_pretrained(model or embedded_model_path(), **how)
 
 
 def drafter_name(model: Draftless) -> str:

@@ -51,6 +51,9 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
     as_json: options.AsJson = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    compile: options.Compile = False,
+    strict: options.Strict = False,
+    int8: options.Int8 = False,
 ) -> None:
     """Generate text from a prompt.
 
@@ -84,6 +87,9 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
         device=device,
         drafter=drafter,
         drafter_options=None if budget is None else {"budget": budget},
+        compile=compile,
+        strict=strict,
+        int8=int8,
     )
     chunks = loaded.stream(request, params)
     if as_json:

@@ -56,7 +56,8 @@ Drafter = Annotated[
     str | None,
     _option(
         _DRAFTING,
-        "none, prompt-lookup, recycling, tr-jacobi, sdsat, layer-skip or knn-ssd. Default: what the checkpoint names.",
+        "none, prompt-lookup, recycling, tr-jacobi, sdsat, layer-skip, knn-ssd or auto. Default: auto, "
+        "or what the checkpoint names.",
     ),
 ]
 Budget = Annotated[
@@ -72,6 +73,27 @@ Dtype = Annotated[
     _option(_MACHINE, "bfloat16, float16, float32 or float64. Default: as the weights were saved."),
 ]
 Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
+Compile = Annotated[
+    bool,
+    _option(
+        _MACHINE,
+        "Compile the forward pass: some seconds now, faster steps later; worth it from about 1,000 "
+        "tokens on.",
+        "--compile/--no-compile",
+    ),
+]
+Strict = Annotated[
+    bool,
+    _option(
+        _MACHINE,
+        "The same ids for every drafter in half precision, too; needs --compile, costs time.",
+        "--strict",
+    ),
+]
+Int8 = Annotated[
+    bool,
+    _option(_MACHINE, "Round the weights to what int8 holds; half the memory, compiled.", "--int8"),
+]
 Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]
 
 # draftless train

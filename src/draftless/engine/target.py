@@ -19,6 +19,7 @@ from draftless.engine.capabilities import check_config, check_model, context_lim
 from draftless.engine.compiled.forward import CompiledForward
 from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.strict import WIDTH, OneByOne
+from draftless.engine.int8 import round_to_int8
 from draftless.engine.masks import MaskBuilder, layer_windows
 from draftless.engine.probes import check_masks_and_positions, check_strict, three_tokens
 from draftless.engine.skip_view import SkipViews
@@ -154,7 +155,7 @@ class TargetModel:
             check_strict(self)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
         cls,
         path: str | Path,
         *,
@@ -164,8 +165,9 @@ class TargetModel:
         input_only_ids: Sequence[int] = (),
         compile: bool = False,
         strict: bool = False,
+        int8: bool = False,
     ) -> TargetModel:
-        """Load a checkpoint folder or hub id.
+        """Load a checkpoint folder or hub id; with `int8` its weights are rounded (`int8.py`).
 
         Raises:
             ArtifactError: if it cannot be read.
@@ -180,6 +182,8 @@ class TargetModel:
         except Exception as error:
             raise ArtifactError(f"cannot load a model from {str(path)!r}: {error}") from error
         model = model.to(device) if device is not None else model
+        if int8:
+            round_to_int8(model)
         return cls(model, attention, input_only_ids=input_only_ids, compile=compile, strict=strict)
 
     def _set_attention(self, attention: Attention) -> None:

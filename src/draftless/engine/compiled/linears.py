@@ -13,6 +13,8 @@ import torch
 from torch._inductor.codecache import CppCodeCache
 from torch.nn import functional
 
+from draftless.engine.int8 import is_int8, split_int8
+
 _OUTPUTS = 64  # per block; `kOutputs` in linear.cpp
 
 
@@ -35,28 +37,35 @@ class BlockedLinear:
     """Through torch's brgemm (`linear.cpp`): next to no set-up per call.
 
     Attributes:
-        weight: `[blocks, in / 2, 64, 2]` bfloat16.
-        bias: `[width]` or None.
+        weight: `[blocks, in / 2, 64, 2]` bfloat16, or int8 where that holds it exactly.
+        scale: `[width]` float32 of int8, else None.
+        bias: `[width]` bfloat16 or None.
         width: outputs; the last block is filled up with zeros.
     """
 
     weight: torch.Tensor
+    scale: torch.Tensor | None
     bias: torch.Tensor | None
     width: int
 
     @classmethod
     def pack(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> BlockedLinear:
+        scale = None
+        if is_int8(weight):
+            weight, scale = split_int8(weight)
         width, num_inputs = weight.shape
         filled = functional.pad(weight, (0, 0, 0, -width % _OUTPUTS))
         blocks = filled.view(-1, _OUTPUTS, num_inputs // 2, 2).transpose(1, 2).contiguous()
-        return cls(blocks, bias, width)
+        return cls(blocks, scale, bias, width)
 
     @property
     def num_bytes(self) -> int:
         return self.weight.nbytes
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.draftless_cpu.linear(x, self.weight, self.bias, self.width)
+        out: torch.Tensor = torch.ops.draftless_cpu.linear(
+            x, self.weight, self.scale, self.bias, self.width
+        )
         return out
 
 
@@ -114,7 +123,8 @@ def has_blocked() -> bool:
     if not torch.cpu._is_amx_tile_supported():
         return False
     try:
-        CppCodeCache.load(Path(__file__).with_name("linear.cpp").read_text(encoding="utf-8"))
+        source = Path(__file__).with_name("linear.cpp").read_text(encoding="utf-8")
+        CppCodeCache.load(source)
     except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
         warnings.warn(f"linear.cpp does not compile here, oneDNN takes over: {error}", stacklevel=2)
         return False

@@ -16,6 +16,9 @@ from draftless.engine.compiled.pieces import Piece, make_piece
 
 Compiled = Callable[..., Any]
 
+# Checks of every tensor in every call: as long as a small product, and nothing here changes shape.
+_OPTIONS = {"config_patches": {"size_asserts": False, "alignment_asserts": False}}
+
 
 class PieceCompiler:
     """Compiles each kind of piece once, for all layers, skip sets and widths of a model.
@@ -38,7 +41,7 @@ class PieceCompiler:
             with torch.no_grad():
                 # "from_graph": a width that is symbolic in the trace stays one.
                 self._compiled[key] = standalone_compile(
-                    piece.graph, inputs, dynamic_shapes="from_graph"
+                    piece.graph, inputs, dynamic_shapes="from_graph", options=_OPTIONS
                 )
         return self._compiled[key]
 
