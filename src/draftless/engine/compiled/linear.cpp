@@ -7,10 +7,10 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <bit>
 #include <optional>
 #include <vector>
 
@@ -64,7 +64,7 @@ const T* as_product_type(const int8_t* weight, std::vector<T>& room, int64_t siz
   room.resize(size);
   auto* bits = reinterpret_cast<uint16_t*>(room.data());
   for (int64_t i = 0; i < size; ++i) {
-    bits[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(static_cast<float>(weight[i])) >> 16);
+    bits[i] = static_cast<uint16_t>(c10::bit_cast<uint32_t>(static_cast<float>(weight[i])) >> 16);
   }
   return room.data();
 }

@@ -123,6 +123,8 @@ def make_piece(module: GraphModule) -> Piece:
     piece = Piece(module, kept)
     names = {"placeholder": 0, "call_function": 0}
     for node in graph.nodes:
+        if "val" in node.meta:  # where the compiler looks for the widths that are symbols
+            node.meta["example_value"] = node.meta["val"]
         if node.op in names:
             node.name = f"{node.op}_{names[node.op]}"
             if node.op == "placeholder":
