@@ -36,12 +36,12 @@ class TreeLayout:
 
 
 def tree_layout(parents: tuple[int, ...]) -> TreeLayout:
-    """Layout of the tree with these parents; small ones are computed once.
+    """Layout of the tree with these parents, computed once as long as it is remembered.
 
     Raises:
         ConfigError: if node 0 is not the only root or a parent does not stand before its child.
     """
-    return _cached_layout(parents) if len(parents) <= _CACHED_NODES else _layout(parents)
+    return _small_layout(parents) if len(parents) <= _SMALL_NODES else _large_layout(parents)
 
 
 EMPTY_LAYOUT = TreeLayout(
@@ -49,7 +49,7 @@ EMPTY_LAYOUT = TreeLayout(
 )
 """Of a row that feeds nothing in a pass of its batch: padding alone."""
 
-_CACHED_NODES = 128  # a prefill chunk's mask is large and seldom needed twice
+_SMALL_NODES = 128  # larger masks are remembered for a step or two: a prefill chunk's is 256 kB
 
 
 def _layout(parents: tuple[int, ...]) -> TreeLayout:
@@ -58,7 +58,7 @@ def _layout(parents: tuple[int, ...]) -> TreeLayout:
     num_nodes = len(parents)
     depths = [0] * num_nodes
     children: list[list[int]] = [[] for _ in range(num_nodes)]
-    mask = np.eye(num_nodes, dtype=np.bool_)  # row by row, several times faster than in torch
+    seen = [1] * num_nodes  # per node, bit by bit, the nodes on its path
     for node in range(1, num_nodes):
         parent = parents[node]
         if not 0 <= parent < node:
@@ -67,17 +67,21 @@ def _layout(parents: tuple[int, ...]) -> TreeLayout:
             )
         depths[node] = depths[parent] + 1
         children[parent].append(node)
-        mask[node] |= mask[parent]
+        seen[node] = seen[parent] | 1 << node
+    num_bytes = (num_nodes + 7) // 8
+    packed = np.frombuffer(b"".join(bits.to_bytes(num_bytes, "little") for bits in seen), np.uint8)
+    mask = np.unpackbits(packed.reshape(num_nodes, -1), 1, num_nodes, bitorder="little")
     return TreeLayout(
         parents=parents,
         depths=tuple(depths),
-        children=tuple(tuple(c) for c in children),
-        mask=torch.from_numpy(mask),
+        children=tuple(map(tuple, children)),
+        mask=torch.from_numpy(mask.view(np.bool_)),
         depth_tensor=torch.tensor(depths, dtype=torch.int64),
     )
 
 
-_cached_layout = lru_cache(maxsize=4096)(_layout)
+_small_layout = lru_cache(maxsize=4096)(_layout)
+_large_layout = lru_cache(maxsize=16)(_layout)
 
 
 def chain_parents(num_nodes: int) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MUL_1 = 0xBF58476D1CE4E5B9
 _MUL_2 = 0x94D049BB133111EB
+_BITS_OF_ONE = 0x3FF0000000000000
 
 
 def mix64(value: int) -> int:
@@ -56,6 +57,33 @@ def _shift_right(bits: torch.Tensor, count: int) -> torch.Tensor:
     return (bits >> count) & ((1 << (64 - count)) - 1)
 
 
+def token_keys(token_ids: np.ndarray) -> np.ndarray:
+    """What token ids `[...]` bring to their bits: `(token_id + 1) * golden`, uint64 `[...]`."""
+    return (token_ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+
+
+def gumbel(bits: np.ndarray) -> np.ndarray:
+    """From `stream + (token_id + 1) * golden` (uint64 `[...]`, overwritten) on: fp64 `[...]`.
+
+    The same numbers as torch's, bit for bit, at a third of its time.
+    """
+    spare = np.empty_like(bits)
+    for shift, factor in ((30, _MUL_1), (27, _MUL_2), (31, 1)):
+        np.right_shift(bits, np.uint64(shift), out=spare)
+        np.bitwise_xor(bits, spare, out=bits)
+        if factor > 1:
+            np.multiply(bits, np.uint64(factor), out=bits)
+    # The upper 52 bits as those of a double in [1, 2): no conversion, and every step is exact.
+    np.right_shift(bits, np.uint64(12), out=bits)
+    np.bitwise_or(bits, np.uint64(_BITS_OF_ONE), out=bits)
+    noise = bits.view(np.float64)
+    np.subtract(noise, 1.0 - 2.0**-53, out=noise)
+    for _ in range(2):
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
+    return noise
+
+
 @dataclass(frozen=True, slots=True)
 class KeyedNoise:
     """The Gumbel noise of one request: a pure function of (position, token ids).
@@ -67,6 +95,10 @@ class KeyedNoise:
 
     seed: int
     sample_index: int = 0
+    _base: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_base", mix64(mix64(self.seed) + self.sample_index))
 
     def __call__(
         self,
@@ -77,20 +109,34 @@ class KeyedNoise:
 
         With several positions, row `i` of `token_ids` belongs to position `i`.
         """
+        if token_ids.device.type == "cpu":
+            bits = token_keys(np.atleast_1d(token_ids.numpy()))
+            if isinstance(position, int):
+                bits += np.uint64(self.stream(position))
+            else:
+                bits += self.streams(position)
+            return torch.from_numpy(gumbel(bits)).view(token_ids.shape)
+        return self._on_device(position, token_ids)
+
+    def _on_device(self, position: int | Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
         bits = (token_ids + 1) * _signed(_GOLDEN)
         if isinstance(position, int):
-            bits += _signed(self._stream(position))
+            bits += _signed(self.stream(position))
         else:
-            streams = [_signed(self._stream(one)) for one in position]
-            bits += torch.tensor(streams, device=bits.device)[:, None]
+            bits += torch.from_numpy(self.streams(position).view(np.int64)).to(bits.device)
         bits = (bits ^ _shift_right(bits, 30)) * _signed(_MUL_1)
         bits = (bits ^ _shift_right(bits, 27)) * _signed(_MUL_2)
         bits = bits ^ _shift_right(bits, 31)
         uniform = (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
         return -torch.log(-torch.log(uniform))
 
-    def _stream(self, position: int) -> int:
-        return mix64(mix64(mix64(self.seed) + self.sample_index) + position)
+    def stream(self, position: int) -> int:
+        """What seed, sample and position bring to the bits."""
+        return mix64(self._base + position)
+
+    def streams(self, positions: Sequence[int]) -> np.ndarray:  # [m, 1] uint64
+        """`stream` of several positions, to be added to keys `[n]` or `[m, n]`."""
+        return np.array([[self.stream(position)] for position in positions], dtype=np.uint64)
 
 
 NoiseSource = Literal["prefix", "vocabulary"]

@@ -241,7 +241,7 @@ class Statistics:
         return self.num_committed_tokens / decode_s if decode_s else 0.0
 
     def add_step(self, record: StepRecord) -> None:
-        """Count one step."""
+        """Count one step and its seconds."""
         accepted = record.verdict.num_accepted_tokens
         self.num_steps += 1
         self.num_forward_passes += 1
@@ -251,6 +251,8 @@ class Statistics:
         missing = accepted + 1 - len(self.acceptance_histogram)
         self.acceptance_histogram.extend([0] * missing)
         self.acceptance_histogram[accepted] += 1
+        for stage, seconds in record.time_s.items():
+            self.add_time(stage, seconds)
 
     def add_time(self, stage: str, seconds: float) -> None:
         """Add seconds to one stage."""

@@ -76,6 +76,15 @@ def test_the_contract_in_pure_python(seed: int, sample: int, position: int) -> N
     assert noise.tolist() == pytest.approx(wanted, rel=1e-13)
 
 
+@pytest.mark.parametrize("seed", [0, -1, 2**63, 123_456_789])
+def test_an_accelerator_computes_the_same(seed: int) -> None:
+    """Its way, in torch's signed integers, on a CPU: bit for bit what numpy computes."""
+    keyed = KeyedNoise(seed, 3)
+    ids = torch.arange(5000).view(2, -1)
+    assert keyed._on_device(7, ids).equal(keyed(7, ids))
+    assert keyed._on_device((7, 2**31), ids).equal(keyed((7, 2**31), ids))
+
+
 def test_splitmix_against_its_published_first_outputs() -> None:
     """The first outputs of the generator with seed 1234567 (Rosetta Code, `SplitMix64`)."""
     golden = 0x9E3779B97F4A7C15
@@ -134,7 +143,9 @@ def test_position_noise_remembers_and_forgets_without_a_trace() -> None:
     assert noise(8).equal(keyed(8, torch.arange(40)))
     both = torch.tensor([[3, 39], [5, 5]])
     assert noise((7, 9), both).equal(torch.stack([keyed(7, both[0]), keyed(9, both[1])]))
+    assert noise((11, 12), both).equal(torch.stack([keyed(11, both[0]), keyed(12, both[1])]))
     assert noise((7, 9)).equal(torch.stack([noise(7), noise(9)]))
+    assert noise((13, 14)).equal(torch.stack([keyed(p, torch.arange(40)) for p in (13, 14)]))
     noise.forget_before(8)
     assert noise(7).equal(keyed(7, torch.arange(40)))
 

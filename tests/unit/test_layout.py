@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from draftless.errors import ConfigError
 from draftless.layout import chain_parents, tree_layout
@@ -40,8 +41,24 @@ def test_chain_is_causal() -> None:
     assert layout.depths == (0, 1, 2, 3)
 
 
-def test_a_layout_is_made_once() -> None:
-    assert tree_layout((-1, 0, 0)) is tree_layout((-1, 0, 0))
+@pytest.mark.parametrize("num_nodes", [3, 128, 129, 300])
+def test_a_layout_is_made_once(num_nodes: int) -> None:
+    """A walk asks for it at every node."""
+    assert tree_layout(chain_parents(num_nodes)) is tree_layout(chain_parents(num_nodes))
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 7, 8, 9, 16, 17, 63, 64, 65, 130])
+def test_masks_of_any_size(num_nodes: int) -> None:
+    """Every node sees its ancestors and itself, also across the borders of bytes."""
+    parents = (-1, *(node // 3 for node in range(num_nodes - 1)))
+    mask = tree_layout(parents).mask
+    assert mask.dtype == torch.bool and mask.shape == (num_nodes, num_nodes)
+    for node in range(num_nodes):
+        seen, above = set(), node
+        while above >= 0:
+            seen.add(above)
+            above = parents[above]
+        assert set(mask[node].nonzero()[:, 0].tolist()) == seen
 
 
 @pytest.mark.parametrize("parents", [(), (0,), (-1, 1), (-1, 0, -1), (-1, 0, 2), (-1, -1)])

@@ -46,7 +46,7 @@ def test_a_context_that_fills_up_ends_with_length(name: str, length: int) -> Non
 
 
 def test_unknown_drafters_and_options() -> None:
-    with pytest.raises(ConfigError, match="drafter 'magic' is unknown; known are none, prompt-"):
+    with pytest.raises(ConfigError, match="drafter 'magic' is unknown; known are none, auto, "):
         make_drafter("magic")
     with pytest.raises(ConfigError, match=r"'tr-jacobi' has no option bugdet; it knows budget,"):
         make_drafter("tr-jacobi", {"bugdet": 3})

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
 
-from draftless.engine import sampling
-from draftless.engine.sampling import PositionNoise, TokenSampler, warp
+from draftless.engine import loop, sampling
+from draftless.engine.sampling import PositionNoise, TokenSampler, fetch, lowest_argmax_of_rows
+from draftless.engine.warping import warp, warp_block
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Row
+from support.drafters import registered
+from support.driving import Job, run
+from support.models import prompt_ids, target
 
 CPU = torch.device("cpu")
 OPTIONS: list[dict[str, Any]] = [
@@ -33,6 +38,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_p": 0.9, "min_p": 0.1},
     {"temperature": 0.6, "top_k": 100, "top_p": 0.95, "min_p": 0.02},
 ]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
 
 
 def stock_warp(scores: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
@@ -88,22 +97,29 @@ def test_banned_tokens_never_come_back() -> None:
         assert not our_warp(scores, options)[[1, 3]].isfinite().any()
 
 
-def test_top_p_falls_back_only_where_the_likely_tokens_do_not_hold_the_mass(
+def test_top_p_sorts_few_tokens_and_more_only_where_these_do_not_hold_the_mass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes: list[int] = []
-    topk = torch.Tensor.topk
-
-    def spy(self: torch.Tensor, k: int) -> Any:
-        sizes.append(k)
-        return topk(self, k)
-
-    monkeypatch.setattr(torch.Tensor, "topk", spy)
+    sort = np.sort
+    monkeypatch.setattr(np, "sort", lambda values: (sizes.append(len(values)), sort(values))[1])
     peaked = torch.linspace(0, -100, 500, dtype=torch.float64)
     warp(peaked, SamplingParams(temperature=1.0, top_p=0.9))
-    assert sizes == [64]
-    warp(torch.zeros(2000), SamplingParams(temperature=1.0, top_p=0.9))
-    assert sizes == [64, 64, 512, 2000]
+    assert len(sizes) == 1 and sizes[0] < 60
+    warp(torch.zeros(20_000), SamplingParams(temperature=1.0, top_p=0.9))
+    assert sizes[1:] == [0, 20_000]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_block_is_warped_as_its_rows_are(options: dict[str, Any]) -> None:
+    params = SamplingParams(**{"temperature": 1.0, **options})
+    spread = torch.tensor([[0.01], [1.0], [6.0]], dtype=torch.float64)
+    scores = spread * torch.randn(3, 700, dtype=torch.float64, generator=seeded())
+    scores[1, 10:20] = scores[1, 10]
+    before = scores.clone()
+    rows = torch.stack([our_warp(row, options) for row in scores])
+    torch.testing.assert_close(warp_block(scores, params), rows)
+    assert scores.equal(before)
 
 
 # --- the draw ----------------------------------------------------------------------------------
@@ -192,3 +208,86 @@ def test_the_draw_costs_nothing_beside_the_walk(monkeypatch: pytest.MonkeyPatch)
     sampler.bind(LOGITS)
     sampler.draw(2, [1])
     assert calls == [VOCAB]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_largest_is_found_whatever_the_signs(dtype: torch.dtype) -> None:
+    """Halves are compared by their bits, whose order is the numbers' above zero only."""
+    rows = [
+        [-3.0, -1.0, -2.0],  # all below zero
+        [-1.0, -0.0, 0.0],  # equal zeros of different bits
+        [-8.0, 2.0, 0.5],
+        [-torch.inf, -5.0, -torch.inf],
+        [1.0, torch.inf, -torch.inf],
+        [0.5, 4.0, 4.0],
+    ]
+    sampler, _, _ = make_sampler()
+    sampler.bind(torch.tensor(rows, dtype=dtype))
+    assert [sampler.draw(node, []) for node in range(len(rows))] == [1, 1, 1, 1, 1, 1]
+
+
+def test_rows_give_the_lowest_of_equal_ids() -> None:
+    scores = torch.tensor([[1.0, 5.0, 5.0], [2.0, 2.0, 2.0], [-torch.inf, -torch.inf, 0.0]])
+    assert lowest_argmax_of_rows(scores).tolist() == [1, 0, 2]
+
+
+# --- all nodes at once, as on an accelerator -----------------------------------------------------
+
+RARE = {"typical_p": 0.8, "top_h": 0.9, "eta_cutoff": 0.02, "renormalize_logits": True}
+NODES = ((0, []), (1, [7]), (2, [7, 8]), (3, [7, 9]))  # depths 0, 1, 2, 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "options", [*OPTIONS, {"temperature": 0.0}, RARE, {"repetition_penalty": 1.5}], ids=str
+)
+def test_draws_at_once_are_the_draws_along_the_walk(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    options = {"temperature": 1.0, **options}
+    lazy, row, _ = make_sampler(**options)
+    whole = TokenSampler(row, (), CPU, at_once=True)
+    logits = LOGITS.to(dtype)
+    lazy.bind(logits)
+    whole.bind(logits, (0, 1, 2, 2))
+    has_drawn = fetch([whole])
+    assert has_drawn == ("repetition_penalty" not in options)
+    assert whole.drawn is None or len(whole.drawn) == len(logits)
+    for node, path in NODES:
+        assert whole.draw(node, path) == lazy.draw(node, path)
+
+
+def test_one_copy_brings_the_draws_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    tolist = torch.Tensor.tolist
+
+    def spy(self: torch.Tensor) -> Any:
+        copies.append(len(self))
+        return tolist(self)
+
+    samplers = [TokenSampler(make_sampler()[1], (), CPU, at_once=True) for _ in range(3)]
+    for sampler, size in zip(samplers, (4, 1, 2), strict=True):
+        sampler.bind(LOGITS[:size], range(size))
+    monkeypatch.setattr(torch.Tensor, "tolist", spy)
+    assert fetch(samplers)
+    best = LOGITS.argmax(1)
+    assert copies == [7]
+    assert [sampler.drawn for sampler in samplers] == [tolist(best[:size]) for size in (4, 1, 2)]
+    assert not fetch(samplers)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7}])
+def test_the_loop_draws_at_once_what_it_draws_along_the_walk(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [
+        Job(prompt_ids(9 + i), SamplingParams(max_new_tokens=24, seed=i, **options))
+        for i in range(3)
+    ]
+    lazy = run(target("llama"), registered("tr-jacobi"), jobs)
+    fetched: list[int] = []
+    monkeypatch.setattr(loop, "TokenSampler", lambda *args: TokenSampler(*args, at_once=True))
+    monkeypatch.setattr(loop, "fetch", lambda s: (fetched.append(len(s)), fetch(s))[1])
+    whole = run(target("llama"), registered("tr-jacobi"), jobs)
+    assert [r.token_ids for r in whole] == [r.token_ids for r in lazy]
+    assert fetched and fetched[0] == 3

@@ -132,10 +132,11 @@ class KVCache:
             path: node indices of the tree that the last forward wrote, ascending from 0.
         """
         start = self.lengths[row]
-        if path[-1] != len(path) - 1:  # the accepted nodes are not the first ones already
-            source = torch.tensor(path, device=self.shape.device) + start
-            kept = self.data[:, :, row].index_select(3, source)
-            self.data[:, :, row, :, start : start + len(path)] = kept
+        in_place = next((i for i, node in enumerate(path) if node != i), len(path))
+        if in_place < len(path):
+            moved = torch.tensor(path[in_place:], device=self.shape.device) + start
+            kept = self.data[:, :, row].index_select(3, moved)
+            self.data[:, :, row, :, start + in_place : start + len(path)] = kept
         self.lengths[row] = start + len(path)
 
     def truncate(self, row: int, length: int) -> None:

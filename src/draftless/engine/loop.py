@@ -13,7 +13,7 @@ import torch
 from draftless.engine.cache import KVCache
 from draftless.engine.draft_passes import CachedPasses
 from draftless.engine.processors import check_token_ids
-from draftless.engine.sampling import PositionNoise, TokenSampler
+from draftless.engine.sampling import PositionNoise, TokenSampler, fetch
 from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
 from draftless.engine.tree import prune
@@ -147,19 +147,22 @@ def _step(
     with cache.scratch():
         trees = drafter.propose(rows, passes)
     trees = [prune(tree, row.max_depth) for tree, row in zip(trees, rows, strict=True)]
+    layouts = [tree.layout for tree in trees]
     clock.append(time.perf_counter())
 
-    logits = target.forward(
-        cache, [tree.token_ids for tree in trees], [tree.layout for tree in trees]
-    )
-    if logits.is_cuda:
+    logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
+    views = [logits[index, : tree.num_nodes] for index, tree in enumerate(trees)]
+    samplers = [request.sampler for request in active]
+    for sampler, view, layout in zip(samplers, views, layouts, strict=True):
+        sampler.bind(view, layout.depths)
+    if not fetch(samplers) and logits.is_cuda:
         torch.cuda.synchronize(logits.device)  # or the wait would be booked on verification
     clock.append(time.perf_counter())
 
-    verdicts = []
-    for index, (request, tree) in enumerate(zip(active, trees, strict=True)):
-        request.sampler.bind(logits[index, : tree.num_nodes])
-        verdicts.append(walk(tree, request.sampler.draw, request.stops.push))
+    verdicts = [
+        walk(tree, request.sampler.draw, request.stops.push)
+        for request, tree in zip(active, trees, strict=True)
+    ]
     clock.append(time.perf_counter())
 
     for index, (row, verdict) in enumerate(zip(rows, verdicts, strict=True)):
@@ -169,23 +172,20 @@ def _step(
             row.noise.forget_before(len(row.token_ids))
     clock.append(time.perf_counter())
 
-    records = [
-        StepRecord(row, tree, verdict, logits[index, : tree.num_nodes])
-        for index, (row, tree, verdict) in enumerate(zip(rows, trees, verdicts, strict=True))
-    ]
-    drafter.observe(records)
+    drafter.observe(list(map(StepRecord, rows, trees, verdicts, views)))
     clock.append(time.perf_counter())
 
     time_s = {
         stage: end - begin for stage, begin, end in zip(_STAGES, clock[:-1], clock[1:], strict=True)
     }
-    time_s |= {"propose": time_s["propose"] - passes.seconds, "draft": passes.seconds}
-    done = []
-    for index, (request, record) in enumerate(zip(active, records, strict=True)):
+    time_s["draft"] = passes.seconds
+    time_s["propose"] -= passes.seconds
+    # Without the logits: the next forward overwrites what they show.
+    done = [
+        StepRecord(row, tree, verdict, time_s=time_s)
+        for row, tree, verdict in zip(rows, trees, verdicts, strict=True)
+    ]
+    for request, record, num_passes in zip(active, done, passes.counts, strict=True):
         request.stats.add_step(record)
-        request.stats.num_draft_passes += passes.counts[index]
-        for stage, seconds in time_s.items():
-            request.stats.add_time(stage, seconds)
-        # The next forward overwrites what the logits show.
-        done.append(replace(record, logits=None, time_s=time_s))
+        request.stats.num_draft_passes += num_passes
     return done

@@ -67,6 +67,7 @@ class StopChecker:
             raise ConfigError(f"stop={list(params.stop)} needs a tokenizer; pass tokenizer=")
         self._row = row
         self._params = params
+        self._limit_s = params.max_time_s
         self._end_ids = set(() if params.ignore_eos else eos_token_ids)
         if tokenizer is not None:
             # Special tokens never show in the text, so as stops they are ids.
@@ -98,10 +99,9 @@ class StopChecker:
             return "stop"
         if self._params.stopping_criteria and self._ask_criteria():
             return "criteria"
-        if self.num_left <= 0:
+        if len(self._new_ids) >= self._max_tokens:
             return "length"
-        limit = self._params.max_time_s
-        if limit is not None and time.perf_counter() - self._started > limit:
+        if self._limit_s is not None and time.perf_counter() - self._started > self._limit_s:
             return "time"
         return None
 
