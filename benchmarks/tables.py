@@ -16,13 +16,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from draftless.bench.answers import answers, identity, times
+from draftless.bench.auto_tables import best_single_table, width_sweep_table
 from draftless.bench.averages import of_categories
 from draftless.bench.mixes import stream_summaries
+from draftless.bench.price_tables import measured_on, width_table
 from draftless.bench.routing import known_labels, routings
-from draftless.bench.rows import Row, read_rows, read_sessions
+from draftless.bench.rows import Row, last_prices, read_rows, read_sessions
 from draftless.bench.stream_tables import routing_table, skip_table, stream_table
 from draftless.bench.summary import CaseSummary, summarise
 from draftless.bench.tables import Table, cases_table, stage_table, sweep_table
+from draftless.errors import ArtifactError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -103,6 +106,14 @@ def routes_table(cases: Sequence[CaseSummary], rows: Sequence[Row], run: Path) -
     return markdown(routing_table(routings(own, known_labels(read_sessions(run)))))
 
 
+def prices_table(run: Path) -> str:
+    """T(W) on the machine of the run."""
+    prices = last_prices(read_sessions(run))
+    if prices is None:
+        raise ArtifactError(f"{run} was measured before sessions had a price list")
+    return f"{markdown(width_table(prices))}\n\n{measured_on(prices)}"
+
+
 TABLES: dict[str, Callable[[Sequence[CaseSummary], Sequence[Row], Path], str]] = {
     "main": lambda cases, *_: main_table(cases),
     "field": lambda cases, *_: main_table(cases),
@@ -114,6 +125,9 @@ TABLES: dict[str, Callable[[Sequence[CaseSummary], Sequence[Row], Path], str]] =
     "skip": lambda cases, *_: markdown(skip_table(cases)),
     "streams": lambda cases, rows, _: markdown(stream_table(stream_summaries(rows, cases))),
     "routes": routes_table,
+    "auto": lambda cases, rows, _: markdown(best_single_table(cases, rows)),
+    "widths": lambda cases, rows, _: markdown(width_sweep_table(cases, rows, "max_width")),
+    "prices": lambda *given: prices_table(given[2]),
 }
 """What a table shows of the cases of a group, the rows of the run, and its folder."""
 

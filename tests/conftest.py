@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Price lists of test models: not into the user's own folder, and once for all workers.
+os.environ.setdefault("DRAFTLESS_CACHE", str(Path(tempfile.gettempdir()) / "draftless-tests"))
 
 import pytest
 import torch

@@ -82,7 +82,13 @@ def cut_half_line(file: Path) -> None:
 
 
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write one object as a file, in one piece: a reader sees the old file or the new one."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    """Write one object as a file, in one piece: a reader sees the old file or the new one.
+
+    Of several processes that write at once one wins; each has a temporary file of its own.
+    """
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ class Draftless:
                 place and gets our attention); None is the embedded model.
             tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
             drafter: a name of the registry or your own; None is the checkpoint's choice
-                (`draftless.json`), else `prompt-lookup`, which needs no training.
+                (`draftless.json`), else `auto`, which uses whatever there is.
             drafter_options: options of a named drafter; the rest comes from the checkpoint.
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
             device: where to load; None is the CPU.
@@ -114,7 +114,7 @@ class Draftless:
             )
             tokenizer = tokenizer or _load_tokenizer(path)
         model = cls(target, tokenizer, make_drafter("none"), manifest, folder)
-        chosen = drafter or (manifest.default_drafter if manifest else None) or "prompt-lookup"
+        chosen = drafter or (manifest.default_drafter if manifest else None) or "auto"
         return model.with_drafter(chosen, drafter_options)
 
     @property
@@ -128,7 +128,8 @@ class Draftless:
     ) -> Draftless:
         """The same model with another drafter; the weights are shared."""
         if isinstance(drafter, str):
-            from_checkpoint = self.manifest.methods.get(drafter, {}) if self.manifest else {}
+            entry = _ENTRY.get(drafter, drafter)
+            from_checkpoint = self.manifest.methods.get(entry, {}) if self.manifest else {}
             defaults = default_options(drafter, self.target)
             trained = _decoding_options(drafter, from_checkpoint, self.folder)
             drafter = make_drafter(drafter, {**defaults, **trained, **(options or {})})
@@ -309,8 +310,15 @@ def _output(request: Request, reason: Any) -> Output:
     )
 
 
+_ENTRY = {"auto": "sdsat"}  # the method whose entry tells a drafter that is none itself
 _FROM_MANIFEST = {
-    "tr-jacobi": {"noise_source": "noise_source"},
+    "auto": {"adaptive_ids": "adaptive_ids"},
+    "recycling": {"template": "template", "budget": "budget"},
+    "tr-jacobi": {
+        "noise_source": "noise_source",
+        "template": "template",
+        "budget": "budget",
+    },
     "sdsat": {"adaptive_ids": "adaptive_ids", "block_length": "k"},
     "layer-skip": {name: name for name in ("skip_set", "threshold", "depth", "siblings")},
     "knn-ssd": {"store": "store"},

@@ -49,6 +49,11 @@ def collect_provenance() -> dict[str, Any]:
     }
 
 
+def hardware_name(device: torch.device) -> str:
+    """What passes on this device run on: the GPU's or the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
 def _without_home(argument: str) -> str:
     """Absolute paths shrink to their last two parts: the rest tells about one machine only."""
     path = Path(argument)

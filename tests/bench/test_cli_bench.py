@@ -229,6 +229,36 @@ def test_the_suite_that_ships_needs_no_files(checkpoint: Path, tmp_path: Path) -
     assert {row.category for row in read_rows(tmp_path / "run")} == {"math", "sql"}
 
 
+def test_random_text_is_a_suite(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["--max-new-tokens=2", "--limit=3", "--no-peers", "--drafters=none"]
+    invoke(
+        "run", checkpoint, "--suite=random", *options, f"--output={tmp_path / 'run'}", "--seed=5"
+    )
+    rows = read_rows(tmp_path / "run")
+    assert [row.question_id for row in rows] == ["random-0", "random-1", "random-2"]
+    assert min(row.turns[0].prompt_len for row in rows) > 30
+    assert read_sessions(tmp_path / "run")[0]["options"]["suite"] == "random"
+
+
+def test_how_passes_run_reaches_the_model(
+    short_run: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def load(_: str, **how: Any) -> Any:
+        given.update(how)
+        return bench_model()
+
+    monkeypatch.setattr("draftless.cli.bench.load_model", load)
+    invoke(*short_run, "--limit=1", "--drafters=none", "--compile", "--strict", "--int8")
+    assert [given[name] for name in ("compile", "strict", "int8")] == [True] * 3
+
+
+def test_random_text_has_no_categories(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="no --categories"):
+        invoke("run", checkpoint, "--suite=random", "--categories=code")
+
+
 def test_report_and_quality_hand_their_arguments_on(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,9 @@ def test_counts_come_from_ids_for_everyone(temperature: float) -> None:
                 nodes - 1 - d for nodes, d in zip(turn.step_nodes, turn.step_drafted, strict=True)
             ]
             # All but the root and the drafts are probes; they are no drafts.
-            assert any(nodes) == (name == "sdsat") and min(nodes) >= 0
+            assert min(nodes) >= 0
+            if name != "auto":  # which feeds some where they pay on this machine
+                assert any(nodes) == (name == "sdsat")
             assert len(turn.sources) == turn.num_tokens
             assert set(turn.time_s) >= {"prefill", "propose", "forward", "verify"}
             assert "".join(turn.pieces) == (turn.text if any(turn.sources) else "")

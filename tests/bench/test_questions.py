@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from draftless.bench.questions import Question, balanced, load_suite, read_questions
+from draftless import Draftless
+from draftless.bench.questions import (
+    Question,
+    balanced,
+    load_suite,
+    random_questions,
+    read_questions,
+)
 from draftless.errors import InputError
+from support.bench import bench_model
 
 
 def write(file: Path, *records: Any) -> Path:
@@ -145,3 +153,21 @@ def test_categories_take_turns_and_a_cut_is_balanced() -> None:
     order = [question.question_id for question in balanced(questions)]
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3"]
     assert [question.question_id for question in balanced(questions, 4)] == order[:4]
+
+
+def test_random_text_follows_the_seed_and_nothing_else() -> None:
+    model = bench_model()
+    questions = random_questions(model, 3)
+    assert questions == random_questions(model, 3) != random_questions(model, 4)
+    texts = [text for question in questions for text in question.turns]
+    assert len(set(texts)) == len(texts) == 32
+    assert {question.category for question in questions} == {"random"}
+    assert len({question.question_id for question in questions}) == 32
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    special = tokenizer.all_special_tokens
+    assert special and not any(one in text for one in special for text in texts)
+    ids = tokenizer(" ".join(texts)).input_ids
+    assert len(set(ids)) > 100  # of 297: all over the vocabulary
+    with pytest.raises(InputError, match="tokenizer"):
+        random_questions(Draftless(model.target, None, model.drafter), 3)

@@ -14,6 +14,7 @@ from draftless.bench import plots
 from draftless.bench.report import write_report
 from draftless.bench.rows import Margin, Row, append_line, append_row
 from draftless.errors import ArtifactError, ConfigError
+from draftless.prices import PriceList
 from support.chromium import CHROMIUM, look
 from support.synthetic_run import CATEGORIES, NUM, PLAIN, make_case, make_run, rows_of
 
@@ -173,6 +174,26 @@ def test_chosen_categories_alone_are_no_cut_run(tmp_path: Path) -> None:
     assert "not finished" not in text
     data = json.loads((tmp_path / "report.json").read_text())
     assert data["runs"][0]["categories"] == [CATEGORIES[1]]
+
+
+@pytest.mark.usefixtures("no_charts")
+def test_prices_and_auto_have_tables(tmp_path: Path) -> None:
+    points = {(width, 512, 1): 0.001 * width for width in (1, 8)}
+    facts = {"num_threads": 1, "torch": "2", "num_rounds": 3, "noise": 0, "load": 0, "date": "x"}
+    prices = PriceList.from_points(points, hardware="a machine", facts=facts).to_dict()
+    rows = rows_of({**PLAIN, "recycling": 1.5, "auto": 3.0}, spread=0)
+    run = write_run(tmp_path / "new", rows, prices=prices)
+    write_report([run], tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text().replace("\\", "")
+        assert "8.00 (8.00)" in text and "a machine" in text
+        assert text.count("2.00x [2.00, 2.00]") == 3  # in sql, and two means of one domain
+        assert "widths" not in text  # the list itself is no fact to print
+    assert json.loads((tmp_path / "report.json").read_text())["runs"][0]["sessions"]
+
+    write_report([write_run(tmp_path / "old", rows_of({**PLAIN, "recycling": 1.5}))], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "cached, ms" not in text and "best single drafter" not in text
 
 
 @pytest.mark.usefixtures("no_charts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,14 @@ import pytest
 from draftless.bench import rows as files
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
 from draftless.bench.questions import Question
-from draftless.bench.rows import Case, Margin, Row, read_rows, read_sessions
+from draftless.bench.rows import Case, Margin, Row, last_prices, read_rows, read_sessions
 from draftless.bench.runner import Run, seed_of
 from draftless.bench.summary import summarise
 from draftless.bench.trust import Divergence
 from draftless.drafters.jacobi import TRJacobiDrafter
 from draftless.drafters.ngram import PromptLookupDrafter
+from draftless.engine.latency import prices_of
+from draftless.engine.target import TargetModel
 from draftless.errors import ArtifactError, ConfigError, InputError
 from support.bench import (
     QUESTIONS,
@@ -31,6 +34,7 @@ from support.bench import (
     plant_wrong_token,
     small_plan,
     watched,
+    wide_model,
 )
 
 METHODS = bench_model().drafters
@@ -107,6 +111,17 @@ def test_a_session_tells_what_was_measured(tmp_path: Path) -> None:
 
 
 # --- conversations -----------------------------------------------------------------------------
+
+
+def test_a_session_keeps_what_passes_cost(tmp_path: Path) -> None:
+    plan, _ = watched(small_plan())
+    assert files.PRICES not in plan.facts()  # nothing is timed before the run is known to start
+    carry_out(plan, tmp_path)
+    prices = last_prices(read_sessions(tmp_path))
+    assert prices == prices_of(plan.model.target)
+    assert last_prices([{}]) is None
+    with pytest.raises(ArtifactError, match="not a price list"):
+        last_prices([{files.PRICES: {"format_version": 1}}])
 
 
 def test_each_method_goes_on_with_its_own_answer(tmp_path: Path) -> None:
@@ -194,6 +209,24 @@ def test_options_that_change_the_meaning_of_rows_are_not_mixed(tmp_path: Path) -
         repeats=2, drafters=("tr-jacobi",), samplings=(Sampling(), Sampling(1.0)), limit=3
     )
     assert len(Run(more, tmp_path, is_resumed=True).pending) == 6
+
+
+def test_rows_of_other_weights_or_passes_are_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry_out(watched(small_plan(limit=1))[0], tmp_path)
+    other = fresh_model(wide_model(seed=1))
+    with pytest.raises(ConfigError, match="fingerprint="):
+        Run(small_plan(other), tmp_path, is_resumed=True)
+    file = tmp_path / files.SESSIONS_FILE
+    (session,) = read_sessions(tmp_path)
+    for name in ("fingerprint", "is_compiled", "is_strict"):
+        del session["model"][name]  # a run from before they were noted
+    file.write_text(json.dumps(session) + "\n")
+    assert Run(small_plan(), tmp_path, is_resumed=True).pending
+    monkeypatch.setattr(TargetModel, "is_compiled", True)
+    with pytest.raises(ConfigError, match="is_compiled=False, not True"):
+        Run(small_plan(), tmp_path, is_resumed=True)
 
 
 def test_a_row_with_an_error_is_tried_again(tmp_path: Path) -> None:

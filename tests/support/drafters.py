@@ -14,6 +14,7 @@ from draftless.drafters.anchor_store import AnchorStore
 from draftless.drafters.layer_skip import LayerSkipDrafter
 from draftless.drafters.registry import default_options, make_drafter
 from draftless.drafters.sdsat import SDSATDrafter
+from draftless.prices import PriceList
 from draftless.skip_set import SkipSet, SkipSetting
 from draftless.types import Drafter, DraftPasses, DraftTree, Row, StepRecord
 from support.models import HIDDEN_SIZE, VOCAB_SIZE, target
@@ -23,6 +24,12 @@ ADAPTIVE_ID = VOCAB_SIZE - 1  # losslessness does not depend on which id is fed 
 EVERYTHING = SkipSet((0, 1), (0, 1))  # most families have two layers
 HALF = SkipSet((1,), (0,))
 STOPPED = 0.02  # random models are sure of nothing; this lets some drafts go on and ends others
+
+FREE = PriceList.from_points({(1, 0, 1): 1.0, (2, 0, 1): 1.0})
+"""Nodes cost nothing, so that `auto` always drafts."""
+
+STEEP = PriceList.from_points({(1, 0, 1): 1.0, (2, 0, 1): 1.2, (3, 0, 1): 1.4})
+"""Nodes are dear: it stops and starts."""
 
 VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("recycling", {"keep_table": True}),
@@ -35,6 +42,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("layer-skip", {"skip_set": EVERYTHING, "siblings": 3}),
     ("layer-skip", {"skip_set": SkipSet(), "threshold": 0.0, "depth": 4, "siblings": 0}),
     ("layer-skip", {"adaptive": True, "couple": False, "depth": 3}),
+    ("auto", {"prices": STEEP, "adaptive_ids": []}),
+    ("auto", {"prices": STEEP, "max_width": 3}),
     ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
 )
 """Options that change what is proposed; they take turns in the cells of the matrix."""
@@ -49,6 +58,8 @@ def registered(name: str, **options: Any) -> Drafter:
     given.pop("model_fingerprint", None)  # one store serves all tiny models
     if name == "sdsat":
         given["adaptive_ids"] = [ADAPTIVE_ID]
+    elif name == "auto":  # measured prices would make other trees in each run
+        given |= {"prices": FREE, "adaptive_ids": [ADAPTIVE_ID]}
     elif name == "layer-skip":
         given |= {"skip_set": HALF, "threshold": STOPPED}
     elif name == "knn-ssd":

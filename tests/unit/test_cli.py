@@ -69,7 +69,7 @@ def test_json_is_one_object_with_the_promised_keys(checkpoint: Path) -> None:
     }
     assert tuple(result["stats"]["time_s"]) == STAGES
     assert len(result["token_ids"]) == 9 or result["finish_reason"] == "stop"
-    assert result["drafter"] == "prompt-lookup"
+    assert result["drafter"] == "auto"
 
 
 def test_options_reach_the_engine(checkpoint: Path) -> None:
@@ -195,7 +195,7 @@ def test_demo_as_json(checkpoint: Path) -> None:
     assert "same ids as plain decoding on all" in result["verdict"]
     assert {p["domain"] for p in result["prompts"]} >= {"sql", "math", "code", "story"}
     for prompt in result["prompts"]:
-        assert list(prompt["runs"]) == ["none", "prompt-lookup", "recycling", "tr-jacobi"]
+        assert list(prompt["runs"]) == ["none", "auto", "prompt-lookup", "recycling", "tr-jacobi"]
         assert all(run["is_identical"] for run in prompt["runs"].values())
     assert result["totals"]["none"]["speed_up"] == 1.0
 

@@ -151,6 +151,10 @@ def test_no_match_means_no_chain() -> None:
 # --- the guesses -------------------------------------------------------------------------------
 
 
+def test_of_two_longest_paths_the_first_is_left_over() -> None:
+    assert leftover_nodes((-1, 0, 0, 1, 2), 0) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("stop", "nodes"), [(0, (1, 2, 5)), (1, (2, 5)), (2, (5,)), (3, (4, 5)), (4, (5,)), (5, ())]
 )

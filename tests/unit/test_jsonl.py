@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
 
 from draftless.errors import InputError
-from draftless.jsonl import Line, append_lines, cut_half_line, read_lines
+from draftless.jsonl import Line, append_lines, cut_half_line, read_lines, write_json
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
@@ -60,3 +61,36 @@ def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
     file.write_bytes(b'{"a')
     cut_half_line(file)
     assert file.read_bytes() == b""
+
+
+def test_a_file_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_processes_may_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one temporary name for all, one would rename what the other is still writing."""
+    file, replace, pids = tmp_path / "a.json", Path.replace, iter([1, 2])
+    monkeypatch.setattr("os.getpid", lambda: next(pids))
+    calls: list[Path] = []
+
+    def replace_after_the_other(self: Path, target: Path) -> Path:
+        calls.append(self)
+        if len(calls) == 1:
+            write_json(file, {"a": "the other"})
+            assert json.loads(file.read_text()) == {"a": "the other"}
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_after_the_other)
+    write_json(file, {"a": "the first"})
+    assert json.loads(file.read_text()) == {"a": "the first"}
+    assert list(tmp_path.iterdir()) == [file]

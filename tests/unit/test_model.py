@@ -180,7 +180,7 @@ def test_the_manifest_chooses_drafter_and_prompt_format(checkpoint: Path, tmp_pa
     assert trained.encode("the") == [0, *small_tokenizer().encode("the?")]
     assert read_manifest(tmp_path) == trained.manifest
     untrained = Draftless.from_pretrained(checkpoint)
-    assert type(untrained.drafter).__name__ == "PromptLookupDrafter"
+    assert type(untrained.drafter).__name__ == "AutoDrafter"
 
 
 def test_a_checkpoint_with_adaptive_tokens(checkpoint: Path, tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_bad_input_gets_its_own_error(
 
 
 def test_bad_loading_gets_its_own_error(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="known are none, prompt-lookup"):
+    with pytest.raises(ConfigError, match="known are none, auto, prompt-lookup"):
         Draftless.from_pretrained(checkpoint, drafter="medusa")
     with pytest.raises(ConfigError, match="no option width"):
         Draftless.from_pretrained(checkpoint, drafter="none", drafter_options={"width": 3})

@@ -6,15 +6,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from draftless.errors import InputError
 from draftless.jsonl import Line, parse_lines, read_lines
 
+if TYPE_CHECKING:
+    from draftless.model import Draftless
+
 TINY = "tiny"
 SPEC_BENCH = "spec-bench"
 CODE = "code"
-SUITES = (TINY, SPEC_BENCH, CODE)
+RANDOM = "random"
+SUITES = (TINY, SPEC_BENCH, CODE, RANDOM)
+
+_NUM_RANDOM = 32
+_RANDOM_TOKENS = 64
 
 # MBPP's own test split; its other tasks are prompts and training data.
 MBPP_TEST_TASKS = range(11, 511)
@@ -56,7 +65,7 @@ class Question:
 
 
 def load_suite(suite: str, data: Path | None = None) -> list[Question]:
-    """All questions of a suite.
+    """All questions of a suite but `random`, which needs a tokenizer: `random_questions`.
 
     Args:
         suite: a name of `SUITES`, a JSONL file (also `.gz`), or a folder with `DOMAIN/test.jsonl`
@@ -88,6 +97,25 @@ def load_suite(suite: str, data: Path | None = None) -> list[Question]:
         )
     _check_ids(questions, suite)
     return questions
+
+
+def random_questions(model: Draftless, seed: int) -> list[Question]:
+    """Prompts that nobody can guess: the text of random tokens, the same for a seed.
+
+    Raises:
+        InputError: the model has no tokenizer.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise InputError(f"the suite {RANDOM!r} needs a model with a tokenizer")
+    generator = np.random.default_rng(seed)
+    special = set(tokenizer.all_special_ids)
+    ids = np.array([i for i in range(tokenizer.vocab_size) if i not in special])
+    drawn = generator.choice(ids, (_NUM_RANDOM, _RANDOM_TOKENS)).tolist()
+    return [
+        Question(f"{RANDOM}-{number}", RANDOM, (tokenizer.decode(own),))
+        for number, own in enumerate(drawn)
+    ]
 
 
 def read_questions(file: Path, *, category: str | None = None) -> list[Question]:

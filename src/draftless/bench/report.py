@@ -15,15 +15,25 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from draftless.bench import curves, plots, stream_plots, stream_tables, tables, viewer
+from draftless.bench import (
+    auto_tables,
+    curves,
+    plots,
+    price_tables,
+    stream_plots,
+    stream_tables,
+    tables,
+    viewer,
+)
 from draftless.bench.answers import Answer, answers
 from draftless.bench.averages import is_looping, of_categories, with_merged_categories
 from draftless.bench.mixes import StreamSummary, stream_summaries
 from draftless.bench.routing import Routing, known_labels, routings
-from draftless.bench.rows import ROWS_FILE, Row, read_rows, read_sessions
+from draftless.bench.rows import PRICES, ROWS_FILE, Row, last_prices, read_rows, read_sessions
 from draftless.bench.summary import STAGES, CaseSummary, Group, Summary, summarise
 from draftless.bench.svg import with_own_ids
 from draftless.errors import ArtifactError, ConfigError
+from draftless.prices import PriceList
 
 FORMAT = 1
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,10 +68,15 @@ class Run:
         """The cases of a group on every stream; none if the run is of a suite."""
         return stream_summaries(self.rows, cases)
 
+    def prices(self) -> PriceList | None:
+        """What passes cost, if the run has kept it."""
+        return last_prices(self.sessions)
+
     def facts(self) -> list[tuple[str, str]]:
         """How it was measured: what all sessions share once, what differs session by session."""
         facts = []
-        for key in dict.fromkeys(key for session in self.sessions for key in session):
+        keys = dict.fromkeys(key for session in self.sessions for key in session if key != PRICES)
+        for key in keys:
             values = [_fact(key, s[key]) for s in self.sessions if s.get(key) not in (None, [], {})]
             if values:
                 facts.append((key, "; ".join(dict.fromkeys(values))))
@@ -214,7 +229,12 @@ def _render(name: str, runs: Sequence[Run], anchors: plots.Chart | None = None) 
     drawings = count()
     environment.filters["drawing"] = lambda svg: Markup(with_own_ids(svg, next(drawings)))
     environment.filters["cell"] = _cell
-    environment.globals |= {"tables": tables, "stream_tables": stream_tables}
+    environment.globals |= {
+        "tables": tables,
+        "stream_tables": stream_tables,
+        "price_tables": price_tables,
+        "auto_tables": auto_tables,
+    }
     styles = plots.make_styles(c.case.method for run in runs for c in run.summary.cases)
     sources = viewer.sources_of([row for run in runs for row in run.rows])
     numbers = {source: place for place, source in enumerate(sources)}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from draftless.errors import ArtifactError
+from draftless.prices import PriceList
 
 FORMAT = 1
 ROWS_FILE = "rows.jsonl"
@@ -22,6 +23,8 @@ SESSIONS_FILE = "sessions.jsonl"
 PLAIN_METHODS = ("transformers", "none")
 # Every `draftless calibrate skip` writes a file of this name: its folder tells which it is.
 SKIP_FILE = "skip.json"
+PRICES = "prices"
+"""The price list in a session, as `PriceList.to_dict` writes it."""
 
 QuestionKey = tuple[str, int, float | None]
 
@@ -270,3 +273,13 @@ def _row(data: Mapping[str, Any]) -> Row:
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """Provenance and options of every start of a run (`provenance.collect_provenance` and more)."""
     return read_lines(folder / SESSIONS_FILE)
+
+
+def last_prices(sessions: Sequence[Mapping[str, Any]]) -> PriceList | None:
+    """What passes cost when a run was last started; None of runs from before there were lists.
+
+    Raises:
+        ArtifactError: the session's list is damaged.
+    """
+    found = [session[PRICES] for session in sessions if PRICES in session]
+    return PriceList.from_dict(found[-1]) if found else None

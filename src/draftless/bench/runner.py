@@ -25,6 +25,7 @@ from draftless.bench.rows import Case, Row, method_name
 from draftless.bench.streams import make_streams
 from draftless.bench.trust import is_comparable
 from draftless.bench.variants import drafted_models, file_digests, left_out, store_labels
+from draftless.engine.latency import prices_of
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.model import Draftless
 from draftless.provenance import collect_provenance
@@ -32,6 +33,9 @@ from draftless.provenance import collect_provenance
 PLAIN = "none"
 _FILES = (files.ROWS_FILE, files.SESSIONS_FILE)
 
+# Of the model, what no row may differ in; a run from before it was noted is taken to be the same.
+_OF_MODEL = ("dtype", "device", "num_parameters", "fingerprint", "is_compiled", "is_strict")
+_BEFORE = {"is_compiled": False, "is_strict": False}  # runs from before there was a choice
 # Options that only add rows; all others change what a row means and must not be mixed. (A limit
 # changes the order of a stream.)
 _MAY_DIFFER = ("drafters", "variants", "samplings", "has_peers", "limit", "repeats")
@@ -122,6 +126,9 @@ class Plan:
                 "class": type(model).__name__,
                 "num_parameters": sum(p.numel() for p in model.parameters()),
                 "dtype": _dtype_name(self.model),
+                "fingerprint": self.model.target.fingerprint(),
+                "is_compiled": self.model.target.is_compiled,
+                "is_strict": self.model.target.is_strict,
                 "device": str(self.model.target.device),
                 "num_layers": self.model.target.config.num_hidden_layers,
                 "vocab_size": self.model.target.vocab_size,
@@ -221,7 +228,8 @@ class Run:
         pending = self.pending
         if not pending:
             return
-        self._write(files.SESSIONS_FILE, self._plan.facts())
+        prices = prices_of(self._plan.model.target)
+        self._write(files.SESSIONS_FILE, {**self._plan.facts(), files.PRICES: prices.to_dict()})
         left = {case for repeat, index in pending for case in self._missing(repeat, index)}
         for case in self._plan.methods:
             if case in left:  # its first call pays for things that later ones do not
@@ -329,8 +337,9 @@ def _check_same(plan: Plan, folder: Path, sessions: Sequence[Mapping[str, Any]])
     """Refuse to mix rows of different meaning."""
     facts, session = plan.facts(), sessions[-1]
     now, before = dict(facts["options"]), {"mixes": [], **session["options"]}
-    for name in ("dtype", "device", "num_parameters"):
-        now[name], before[name] = facts["model"][name], session["model"][name]
+    for name in _OF_MODEL:
+        now[name] = facts["model"][name]
+        before[name] = session["model"].get(name, _BEFORE.get(name, now[name]))
     for name in ("num_threads", "suite_digest"):
         now[name], before[name] = facts[name], session[name]
     may_differ = [name for name in _MAY_DIFFER if not (plan.options.mixes and name == "limit")]

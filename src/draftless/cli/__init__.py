@@ -10,6 +10,8 @@ import typer
 from draftless.cli.bench import bench_app
 from draftless.cli.calibrate import calibrate_app
 from draftless.cli.calibrate_anchors import anchors
+from draftless.cli.calibrate_latency import latency
+from draftless.cli.calibrate_tree import tree
 from draftless.cli.common import fail
 from draftless.cli.data import data_app
 from draftless.cli.demo import demo
@@ -30,6 +32,8 @@ app.command()(demo)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 calibrate_app.command()(anchors)
+calibrate_app.command()(latency)
+calibrate_app.command()(tree)
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
 

@@ -14,13 +14,16 @@ from rich.text import Text
 from draftless.cli import bench_options, options
 from draftless.cli.bench_methods import read_mixes, read_samplings, read_variants, split
 from draftless.cli.common import load_model, model_name, progress_bar, set_up_torch, stderr
+from draftless.cli.tables import shown
+from draftless.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from draftless.bench import tables
+    from draftless import Draftless
+    from draftless.bench.questions import Question
     from draftless.bench.rows import Row
-    from draftless.bench.runner import Plan, Run
+    from draftless.bench.runner import Plan, Run, RunOptions
     from draftless.bench.summary import CaseSummary
 
 HEADINGS = ("tok/step", "tok/s", "speed-up [95 %]", "identical", "near-ties", "failed")
@@ -62,11 +65,13 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     threads: bench_options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    compile: options.Compile = False,
+    strict: options.Strict = False,
+    int8: options.Int8 = False,
 ) -> None:
     """Run every drafter and the loops of transformers on the same questions.
 
-    Every output is compared with plain decoding: a difference that an fp32 recomputation does not
-    show to be a near-tie is a defect (exit code 1). After Ctrl-C, the same with --resume goes on.
+    A difference from plain decoding that is no near-tie in fp32 is a defect (exit code 1).
 
     [bold]Examples[/bold]
 
@@ -75,9 +80,7 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         draftless bench run --drafter-option sdsat.steps=2 --sweep sdsat.k=1..13 --no-peers
         draftless bench run ./my-model --suite data --categories code,sql --limit 80 --mix 0,0.5,1
     """
-    from draftless.bench.averages import of_categories
-    from draftless.bench.questions import load_suite
-    from draftless.bench.runner import RunOptions, check_folder, make_plan
+    from draftless.bench.runner import RunOptions, check_folder
 
     called, suite_name = name or _short_name(model), Path(suite).name
     folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
@@ -88,12 +91,33 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         variants=read_variants(drafter_option or [], sweep or []),
         samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
     )  # fmt: skip
-    questions = of_categories(load_suite(suite, data), split(categories))
+    questions = _questions(suite, data, split(categories))
     check_folder(folder, is_resumed=resume)
     set_up_torch(threads)
-    loaded = load_model(model, dtype=dtype, device=device, drafter="none")
-    if not carry_out(make_plan(loaded, questions, chosen), folder, resume, spec_bench_out):
+    loaded = load_model(
+        model, dtype=dtype, device=device, drafter="none", compile=compile, strict=strict, int8=int8
+    )
+    if not carry_out(_plan(loaded, questions, chosen), folder, resume, spec_bench_out):
         raise typer.Exit(1)
+
+
+def _questions(suite: str, data: Path | None, categories: Sequence[str]) -> list[Question]:
+    """The questions of these categories; none of random text, which waits for the model."""
+    from draftless.bench.averages import of_categories
+    from draftless.bench.questions import RANDOM, load_suite
+
+    if suite != RANDOM:
+        return of_categories(load_suite(suite, data), categories)
+    if categories:
+        raise ConfigError(f"the suite {RANDOM!r} has no --categories; leave them out")
+    return []
+
+
+def _plan(model: Draftless, questions: list[Question], chosen: RunOptions) -> Plan:
+    from draftless.bench.questions import random_questions
+    from draftless.bench.runner import make_plan
+
+    return make_plan(model, questions or random_questions(model, chosen.seed), chosen)
 
 
 @bench_app.command()
@@ -245,19 +269,6 @@ def result_table(cases: Sequence[CaseSummary]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for case in cases:
         table.add_row(Text(case.case.method), *_numbers(case))
-    return table
-
-
-def shown(own: tables.Table) -> Table:
-    """A table of a report for the terminal."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for place, heading in enumerate(own.headings):
-        is_name = place < own.num_names
-        table.add_column(
-            heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold"
-        )
-    for line in own.lines:
-        table.add_row(*map(Text, line))
     return table
 
 

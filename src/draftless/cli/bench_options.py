@@ -20,7 +20,7 @@ Suite = Annotated[
     str,
     _option(
         _QUESTIONS,
-        "tiny (shipped), spec-bench, code (HumanEval and MBPP), a JSONL file, or a folder with DOMAIN/test.jsonl.gz.",
+        "tiny (shipped), random (text of random tokens, by --seed), spec-bench, code (HumanEval and MBPP), a JSONL file, or a folder with DOMAIN/test.jsonl.gz.",
     ),
 ]
 Data = Annotated[

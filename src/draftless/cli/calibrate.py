@@ -1,4 +1,4 @@
-"""`draftless calibrate`: find out what a model can leave out while it drafts."""
+"""`draftless calibrate`: what a model can leave out while it drafts; what its passes cost."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 TEXTS_NAME = "texts.json"
 
 calibrate_app = typer.Typer(
-    no_args_is_help=True, help="Find out what a model can leave out while it drafts."
+    no_args_is_help=True, help="Fit drafting to a model, its texts and this machine."
 )
 
 
 @calibrate_app.callback()
 def calibrate() -> None:
-    """Find out what a model can leave out while it drafts."""
+    """Fit drafting to a model, its texts and this machine."""
 
 
 @calibrate_app.command()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PLAIN = "none"
 LABELS = {
     "none": "plain decoding",
+    "auto": "all sources",
     "prompt-lookup": "prompt lookup",
     "recycling": "Token Recycling",
     "tr-jacobi": "TR-Jacobi",
@@ -72,6 +73,8 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     as_json: options.AsJson = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
+    compile: options.Compile = True,
+    strict: options.Strict = False,
 ) -> None:
     """Show that drafting changes the time and not the text.
 
@@ -88,7 +91,9 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     from draftless import SamplingParams
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-    plain = load_model(model, dtype=dtype, device=device, drafter=PLAIN)
+    plain = load_model(
+        model, dtype=dtype, device=device, drafter=PLAIN, compile=compile, strict=strict
+    )
     models = {name: plain.with_drafter(name) for name in plain.drafters}
     prompts = read_prompts()
     measured = measure(models, [prompt["prompt"] for prompt in prompts], params, repeats)
@@ -203,7 +208,7 @@ def verdict(measured: Sequence[Runs]) -> str:
     else:
         identity += (
             f"{same} of {count} prompts "
-            "(half precision rounds near-ties differently; --dtype float32 does not)"
+            "(half precision rounds near-ties differently; --strict does not)"
         )
     best = max(drafters, key=lambda name: totals(measured, name)["speed_up"])
     total = totals(measured, best)

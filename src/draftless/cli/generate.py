@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from draftless import Chunk, Output
+    from draftless import Chunk, Draftless, Output
     from draftless.prompts import Message
 
 DRAFT_STYLES = ("bold green", "bold cyan")
@@ -73,24 +73,14 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
     from draftless import SamplingParams
 
     params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-        stop=stop or (),
-    )
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+        min_p=min_p, seed=seed, stop=stop or (),
+    )  # fmt: skip
     loaded = load_model(
-        model,
-        dtype=dtype,
-        device=device,
-        drafter=drafter,
-        drafter_options=None if budget is None else {"budget": budget},
-        compile=compile,
-        strict=strict,
-        int8=int8,
-    )
+        model, dtype=dtype, device=device, drafter=drafter, compile=compile, strict=strict, int8=int8
+    )  # fmt: skip
+    if budget is not None:
+        loaded = with_budget(loaded, budget)
     chunks = loaded.stream(request, params)
     if as_json:
         output = await_output(chunks, max_new_tokens)
@@ -99,6 +89,12 @@ def generate(  # noqa: PLR0913 - the command line is derived from the signature
         return
     output = show_chunks(chunks, loaded.tokenizer) if show_drafts else write_chunks(chunks)
     stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"), soft_wrap=True)
+
+
+def with_budget(loaded: Draftless, budget: int) -> Draftless:
+    """The same model and drafter with a limit to its trees; `auto` plans below it."""
+    name = drafter_name(loaded)
+    return loaded.with_drafter(name, {"max_width" if name == "auto" else "budget": budget})
 
 
 def read_prompt(

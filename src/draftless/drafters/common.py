@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from draftless.errors import ConfigError
+from draftless.rank_paths import RankPath, read_template
 from draftless.types import Row
 
 _LIKELY = 32  # tokens that compete under the noise when the target truncates its own tail
@@ -19,6 +22,23 @@ def check_least(drafter: str, **options: tuple[int, int]) -> None:
     for name, (value, least) in options.items():
         if value < least:
             raise ConfigError(f"{name}={value} of {drafter} is below {least}")
+
+
+def fitting_template(given: Any, depth: int, top_k: int) -> tuple[RankPath, ...]:
+    """A template, see `rank_paths.read_template`.
+
+    Raises:
+        ConfigError: it is none, or is deeper or wider than the drafter's guesses.
+        ArtifactError: it names a file that cannot be read.
+    """
+    paths = read_template(given)
+    deepest, widest = max(map(len, paths)), max(map(max, paths))
+    if deepest > depth or widest >= top_k:
+        raise ConfigError(
+            f"the template reaches depth {deepest} and rank {widest}, the drafter depth {depth} and "
+            f"rank {top_k - 1}; give a larger depth and top_k, or another template"
+        )
+    return paths
 
 
 def competing(

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from draftless.drafters.common import best_ids, check_least, competing
+from draftless.drafters.common import best_ids, check_least, competing, fitting_template
 from draftless.drafters.ngram import RETRIEVAL, NgramIndex
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
@@ -63,6 +64,8 @@ class TRJacobiDrafter:
         noise_source: where the tokens of empty cells come from, as in training.
         vocab_size: for noise from the vocabulary.
         couple: rank guesses under the keyed noise of their positions when sampling.
+        template: rank paths in the order in which a budget is spent, or a file of `draftless
+            calibrate tree`; None is Medusa's tree. The spine is always there.
     """
 
     def __init__(  # noqa: PLR0913 - these are the options of one method
@@ -75,6 +78,7 @@ class TRJacobiDrafter:
         noise_source: NoiseSource = "prefix",
         vocab_size: int | None = None,
         couple: bool = True,
+        template: Any = None,
     ) -> None:
         check_least(
             "tr-jacobi",
@@ -84,6 +88,10 @@ class TRJacobiDrafter:
             retrieval_ngram=(retrieval_ngram, 1),
             retrieval_len=(retrieval_len, 0),
         )
+        self._template = jacobi_template(depth, top_k)
+        if template is not None:
+            rest = fitting_template(template, depth, top_k)
+            self._template = (*self._template[:depth], *(path for path in rest if any(path)))
         self._budget = budget
         self._depth = depth
         self._top_k = top_k
@@ -102,7 +110,7 @@ class TRJacobiDrafter:
     def _tree(self, row: Row, state: _State) -> DraftTree:
         builder = _TreeBuilder(row.token_ids[-1], self._budget)
         depth = min(self._depth, row.max_depth)
-        template = jacobi_template(self._depth, self._top_k)
+        template = self._template
         guesses = self._guesses(row, state, depth)
         for path in template[:depth]:
             source = _DENOISED if len(path) <= len(state.guesses) else _NOISE
@@ -118,6 +126,16 @@ class TRJacobiDrafter:
         empty = depth - len(guesses)
         noise = self._noise.draw(row.token_ids, empty, state.generator)
         return [*guesses, *([token] for token in noise)]
+
+    def future_ranks(self, row: Row, token_ids: Sequence[int]) -> Path:
+        """Ranks of the tokens that follow, each among the guesses of its depth, until the first that
+        is none of them (`calibration.tree_search`)."""
+        ranks: list[int] = []
+        for token_id, guesses in zip(token_ids, self._states[row].guesses, strict=False):
+            if token_id not in guesses:
+                break
+            ranks.append(guesses.index(token_id))
+        return tuple(ranks)
 
     def _retrieve(self, row: Row, state: _State) -> list[int]:
         count = min(self._retrieval_len, row.max_depth)
@@ -206,11 +224,13 @@ def leftover_nodes(parents: tuple[int, ...], stop: int) -> tuple[int, ...]:
 def _longest_path(parents: tuple[int, ...], node: int) -> list[int]:
     """The longest path below `node`, without it; the first such path on ties."""
     heights = [0] * len(parents)
+    heirs = [-1] * len(parents)
     for child in range(len(parents) - 1, 0, -1):
-        heights[parents[child]] = max(heights[parents[child]], heights[child] + 1)
+        parent, height = parents[child], heights[child] + 1
+        if height >= heights[parent]:  # from behind, so the first of equals comes last
+            heights[parent], heirs[parent] = height, child
     path = []
-    while heights[node]:
-        below = [c for c in range(node + 1, len(parents)) if parents[c] == node]
-        node = max(below, key=lambda child: heights[child])
+    while heirs[node] >= 0:
+        node = heirs[node]
         path.append(node)
     return path

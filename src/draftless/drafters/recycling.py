@@ -23,13 +23,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from draftless.drafters.common import check_least
+from draftless.drafters.common import check_least, fitting_template
 from draftless.layout import tree_layout
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
@@ -86,13 +87,18 @@ def recycling_template(
 
 
 @lru_cache(maxsize=256)
-def _template_cells(
+def _derived_cells(
     budget: int, top_k: int, depth: int, ranks: tuple[float, ...]
 ) -> tuple[Cells, ...]:
-    """The template as depths of (place of the parent, rank), the form in which it is expanded."""
+    return _template_cells(recycling_template(budget, top_k, depth, ranks))
+
+
+@lru_cache(maxsize=256)
+def _template_cells(paths: tuple[Path, ...]) -> tuple[Cells, ...]:
+    """A template as depths of (place of the parent, rank), the form in which it is expanded."""
     depths: list[list[tuple[int, int]]] = []
     places: dict[Path, int] = {(): 0}
-    for path in recycling_template(budget, top_k, depth, ranks):
+    for path in sorted(paths, key=lambda path: (len(path), path)):
         if len(path) > len(depths):
             depths.append([])
         places[path] = len(depths[-1])
@@ -168,13 +174,15 @@ class RecyclingDrafter:
         learn_prompt: start with what follows each token in the prompt.
         borrow: a drawn token without a row takes the logits of a draft that was rejected at its
             place, or else of the node it was drawn from: both are better hints than nothing.
+        template: rank paths in the order in which a budget is spent, or a file of `draftless
+            calibrate tree`; None derives them, see `recycling_template`.
         keep_table: keep one table for all requests, as the paper does, instead of one for each.
             The text of one request then shows in the drafts of later ones, and so in their
             *timing*; it never shows in their output. Leave it off where requests belong to
             people who must not learn of each other.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - these are the options of one method
         self,
         budget: int = 80,
         depth: int = 12,
@@ -183,8 +191,10 @@ class RecyclingDrafter:
         learn_prompt: bool = True,
         borrow: bool = True,
         keep_table: bool = False,
+        template: Any = None,
     ) -> None:
         check_least("recycling", budget=(budget, 2), depth=(depth, 1), top_k=(top_k, 1))
+        self._template = None if template is None else fitting_template(template, depth, top_k)
         self._budget = budget
         self._depth = depth
         self._top_k = top_k
@@ -222,8 +232,7 @@ class RecyclingDrafter:
         token_ids, parents = [row.token_ids[-1]], [-1]
         above = [(0, row.token_ids[-1])]  # nodes and tokens of one depth; a missing one is (-1, -1)
         position = len(row.token_ids)
-        ranks = COUPLED_RANKS if self._is_coupled(row) else GREEDY_RANKS
-        for cells in _template_cells(self._budget, self._top_k, depth, ranks):
+        for cells in self._cells(row, depth):
             if all(node < 0 for node, _ in above):
                 break
             successors = self._successors(row, table, [token for _, token in above], position)
@@ -240,6 +249,28 @@ class RecyclingDrafter:
             position += 1
         sources = ("", *[RECYCLED] * (len(token_ids) - 1))
         return DraftTree(tuple(token_ids), tuple(parents), sources=sources)
+
+    def _cells(self, row: Row, depth: int) -> tuple[Cells, ...]:
+        """The template of a row, cut to the budget and a depth."""
+        if self._template is None:
+            ranks = COUPLED_RANKS if self._is_coupled(row) else GREEDY_RANKS
+            return _derived_cells(self._budget, self._top_k, depth, ranks)
+        paths = self._template[: self._budget - 1]
+        return _template_cells(tuple(path for path in paths if len(path) <= depth))
+
+    def future_ranks(self, row: Row, token_ids: Sequence[int]) -> Path:
+        """Ranks of the tokens that follow, each among the successors of the one before, until the
+        first that is none of them (`calibration.tree_search`)."""
+        ranks: list[int] = []
+        last = row.token_ids[-1]
+        for token_id in token_ids:
+            position = len(row.token_ids) + len(ranks)
+            (found,) = self._successors(row, self._tables[row], [last], position)
+            if token_id not in found:
+                break
+            ranks.append(found.index(token_id))
+            last = token_id
+        return tuple(ranks)
 
     def _successors(
         self, row: Row, table: SuccessorTable, token_ids: Sequence[int], position: int

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from draftless.engine.latency import prices_of
 from draftless.engine.target import TargetModel
 from draftless.errors import ConfigError
 from draftless.types import Drafter
 
 DRAFTERS = {
     "none": "draftless.drafters.ngram:NullDrafter",
+    "auto": "draftless.drafters.auto:AutoDrafter",
     "prompt-lookup": "draftless.drafters.ngram:PromptLookupDrafter",
     "recycling": "draftless.drafters.recycling:RecyclingDrafter",
     "tr-jacobi": "draftless.drafters.jacobi:TRJacobiDrafter",
@@ -58,6 +60,7 @@ def default_options(name: str, target: TargetModel) -> dict[str, Any]:
         "vocab_size": lambda: target.vocab_size,
         "num_layers": lambda: target.num_layers,
         "model_fingerprint": lambda: target.fingerprint(),
+        "prices": lambda: prices_of(target),
     }
     known = inspect.signature(_factory(name)).parameters
     return {key: value() for key, value in wanted.items() if key in known}

@@ -146,7 +146,11 @@ def ready_slots(tree: DraftTree, path: Sequence[int]) -> list[tuple[int, int]]:
     The stop node's own probes come first. Where they end, those of its nearest ancestor that are
     long enough go on: `j` levels up, slot `m + j` stands at the same place.
     """
-    chains = [probe_chain(tree, node) for node in reversed(path)]
+    return speaking_slots([probe_chain(tree, node) for node in reversed(path)])
+
+
+def speaking_slots(chains: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """The same, from the chains of probes under the stop node, its parent, and so on."""
     found: list[tuple[int, int]] = []
     while True:
         slots = ((chain, len(found) + up) for up, chain in enumerate(chains))

@@ -57,6 +57,7 @@ class TargetModel:
         num_layers: decoder layers.
         max_positions: largest number of tokens in a row, or None.
         device: where the weights are.
+        is_strict: the logits after a path are the same bits in every tree.
         input_only_ids: ids that are fed and never emitted (SDSAT's adaptive tokens): `forward`
             gives them the logit -inf, so no drafter and no sampler ever sees them.
     """
@@ -93,7 +94,7 @@ class TargetModel:
         self.max_positions = context_limit(model.config)
         self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
         self._compiled: CompiledForward | None = None
-        self._is_strict = False
+        self.is_strict = False
         heads = self.config.num_attention_heads
         stock_attention = model.config._attn_implementation
         _check_compile(attention, compile, strict)
@@ -150,7 +151,7 @@ class TargetModel:
     def _make_strict(self) -> None:
         if self._compiled is None:
             raise CapabilityError("strict=True needs a model that can be compiled; leave it out")
-        self._is_strict = True
+        self.is_strict = True
         with torch.inference_mode():
             check_strict(self)
 
@@ -278,7 +279,7 @@ class TargetModel:
             CapabilityError: the model's sub-layers cannot be skipped.
             ConfigError: the skip set names a layer that the model does not have.
         """
-        if self._is_strict and skip_set is None:
+        if self.is_strict and skip_set is None:
             logits = self._forward_strict(cache, token_ids, layouts, first_row)
         else:
             logits = self._forward(cache, token_ids, layouts, first_row, skip_set)

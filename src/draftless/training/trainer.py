@@ -265,7 +265,7 @@ def save(run: Run, trainer: DraftTrainer, metrics: Mapping[str, float]) -> None:
         output,
         Manifest(
             methods=methods,
-            default_drafter=next(iter(methods), None),
+            default_drafter=None,
             prompt_format=run.prompt_format,
             provenance=provenance,
         ),

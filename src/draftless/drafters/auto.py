@@ -1,0 +1,154 @@
+"""`auto`: one tree from every source that the checkpoint supports, as wide as it pays, or none.
+
+Ours. Retrieval from prompt and output, recycled successors (2408.08696), denoised guesses (2406.17404)
+and adaptive-token probes (2403.18647) speak for the same places; `fusion` makes one probability of
+what they say, `best_first` grows the tree, `planner` weighs it against the measured price of a forward and
+decides when to stop drafting and when to try again. Nothing has to be trained: a source that a model
+does not support stays silent, and one that is always wrong is unlearned within a few steps.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from draftless.drafters.best_first import BestFirst
+from draftless.drafters.common import check_least
+from draftless.drafters.fusion import Fusion
+from draftless.drafters.planner import Pace, Planner, StepPrices, best_width
+from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
+from draftless.drafters.probe_worth import ProbeWorth
+from draftless.drafters.sdsat import speaking_slots
+from draftless.drafters.sources import Sources
+from draftless.errors import ConfigError
+from draftless.prices import PriceList, read_price_list
+from draftless.types import DraftPasses, DraftTree, Row, StepRecord
+
+_USUAL_PRICES = PriceList.from_points(
+    {
+        (1, 0, 1): 1.0e-2,
+        (8, 0, 1): 1.1e-2,
+        (16, 0, 1): 1.3e-2,
+        (32, 0, 1): 1.8e-2,
+        (64, 0, 1): 3.0e-2,
+    }
+)
+"""Where nothing was measured: the shape of an 88M model on two cores (DESIGN 8)."""
+
+_LONG_MATCH = 4  # tokens
+_PASSED_ON = 0.25  # of what a request learnt about the sources
+
+
+class AutoDrafter:
+    """Drafts from all sources at once, by measured prices.
+
+    Of a request nothing stays but a little of how much each kind of evidence was worth (some 240
+    numbers), so that a model whose adaptive tokens mean nothing, say, is known after a few requests.
+
+    Args:
+        prices: what a forward costs on this machine: a `PriceList`, its dict, or its file; None is
+            the shape of a usual curve.
+        adaptive_ids: adaptive tokens of the model (see `sdsat`); empty: no probes.
+        max_width: widest tree, root and probes included.
+        vocab_size: for checking the ids.
+    """
+
+    def __init__(
+        self,
+        prices: PriceList | Mapping[str, Any] | str | Path | None = None,
+        adaptive_ids: Sequence[int] = (),
+        max_width: int = 32,
+        vocab_size: int | None = None,
+    ) -> None:
+        check_least("auto", max_width=(max_width, 2))
+        limit = float("inf") if vocab_size is None else vocab_size
+        if any(not 0 <= one < limit for one in adaptive_ids):
+            raise ConfigError(
+                f"adaptive_ids={list(adaptive_ids)} of auto are not all ids of the model, which "
+                f"are 0 to {limit - 1}"
+            )
+        self._planner = Planner(_price_list(prices), max_width)
+        self._adaptive_ids = tuple(adaptive_ids)
+        self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
+        self._learnt = {False: list(GREEDY_WEIGHTS), True: list(COUPLED_WEIGHTS)}
+
+    def reset(self, row: Row) -> None:
+        self._states[row] = _State(row, Sources(row), Fusion(self._learnt[row.noise is not None]))
+
+    def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
+        states = [self._states[row] for row in rows]
+        awake = [state for state in states if not state.pace.is_asleep]
+        length = max(len(row.token_ids) for row in rows)
+        prices = self._planner.prices(length, len(rows))
+        rate = sum(state.pace.rate(prices.plain_s) for state in states)
+        most_s = max((state.pace.most_s(prices.plain_s) for state in awake), default=0.0)
+        limit = bisect_right(prices.seconds, most_s)
+        # A place of the padded width is shared by all rows, and so is what it costs.
+        costs = [rate * slope / len(rows) for slope in prices.slopes[: max(limit, 1)]]
+        for state in awake:
+            worth = state.worth.of_slots if self._adaptive_ids else ()
+            state.growth = BestFirst(state.sources, state.fusion, worth, state.row.max_depth)
+            state.growth.grow(costs)
+            state.prices = prices
+        gains = [state.growth.gains if state.growth else [1.0] for state in states]
+        width = best_width(gains, prices.seconds, rate)
+        return [state.tree(width, self._adaptive_ids) for state in states]
+
+    def observe(self, records: Sequence[StepRecord]) -> None:
+        width = max(record.tree.num_nodes for record in records)
+        for record in records:
+            state = self._states[record.row]
+            state.observe(record, width)
+            if record.verdict.finish_reason:
+                state.fusion.teach(self._learnt[record.row.noise is not None], _PASSED_ON)
+
+
+@dataclass(slots=True)
+class _State:
+    """One request; `growth` is there between `propose` and `observe` of a step that drafts."""
+
+    row: Row
+    sources: Sources
+    fusion: Fusion
+    worth: ProbeWorth = field(default_factory=ProbeWorth)
+    pace: Pace = field(default_factory=Pace)
+    growth: BestFirst | None = None
+    prices: StepPrices | None = None
+
+    def tree(self, width: int, adaptive_ids: Sequence[int]) -> DraftTree:
+        if self.growth is None:
+            return DraftTree.chain(self.row.token_ids[-1:])
+        return self.growth.tree(width, adaptive_ids)
+
+    def observe(self, record: StepRecord, width: int) -> None:
+        growth, verdict = self.growth, record.verdict
+        if growth is None:
+            index = self.sources.index
+            index.extend(self.row.token_ids)
+            self.pace.sleep(has_match=len(index.state) > _LONG_MATCH)
+            return
+        self.growth = None
+        if verdict.finish_reason:
+            return
+        assert self.prices is not None
+        num_tokens = len(verdict.token_ids)
+        self.pace.count(num_tokens, self.prices.seconds[width - 1], self.prices.plain_s)
+        steps = [growth.found[growth.nodes[node]] for node in verdict.path]
+        self.worth.learn(self.fusion, steps, verdict.token_ids, self.sources.slots)
+        for (found, none_cell), token_id in zip(steps, verdict.token_ids, strict=True):
+            if found:
+                self.fusion.learn(found, none_cell, token_id)
+        slots = speaking_slots([growth.probes[node] for node in reversed(verdict.path)])
+        self.sources.observe(record, slots, len(growth.nodes))
+
+
+def _price_list(prices: PriceList | Mapping[str, Any] | str | Path | None) -> PriceList:
+    if prices is None:
+        return _USUAL_PRICES
+    if isinstance(prices, PriceList):
+        return prices
+    return PriceList.from_dict(prices) if isinstance(prices, Mapping) else read_price_list(prices)

@@ -1,0 +1,149 @@
+"""How wide a step pays, and whether drafting pays at all: gains against prices.
+
+A node is worth its place iff its gain (the chance that it is accepted) exceeds what its place costs in
+tokens: its seconds times the tokens per second that the request makes anyway (peers.md 4.2). The rate
+is that of many steps, not of this one: time saved in a hopeless step is spent at the usual rate.
+With measured prices, which are a staircase, the widths are compared one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from draftless.prices import PriceList, Seconds
+
+# What drafting costs beside the forward, per row of a batch and per node (docs/log.md).
+OWN_S, OWN_NODE_S = 200e-6, 32e-6
+
+_LENGTHS = 128  # cached lengths are rounded up to a multiple of this
+_KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
+_USUAL = 1.5  # tokens per step before anything is counted
+_FIRST_WEIGHT = 4.0  # steps that this guess is worth
+
+
+@dataclass(frozen=True)
+class StepPrices:
+    """Prices of a step for one cached length and number of rows.
+
+    Attributes:
+        seconds: of a step that drafts, by width from 1 on; drafting's own cost included.
+        slopes: the cheapest way on from each width, in seconds per width.
+        plain_s: of a step without drafting.
+    """
+
+    seconds: tuple[float, ...]
+    slopes: tuple[float, ...]
+    plain_s: float
+
+    @classmethod
+    def of(cls, curve: Seconds, num_rows: int) -> StepPrices:
+        """From the seconds of the forward alone, by width from 1 on."""
+        widths = np.arange(1, len(curve) + 1)
+        seconds = curve + num_rows * (OWN_S + OWN_NODE_S * widths)
+        slopes = [
+            float(((seconds[width:] - seconds[width - 1]) / widths[: len(curve) - width]).min())
+            for width in range(1, len(curve))
+        ]
+        return cls(tuple(seconds.tolist()), (*slopes, math.inf), float(curve[0]))
+
+
+class Planner:
+    """Prices at hand, and what follows from them.
+
+    Args:
+        prices: of the target's forward passes on this machine.
+        max_width: widest tree.
+    """
+
+    def __init__(self, prices: PriceList, max_width: int) -> None:
+        self._prices = prices
+        self._max_width = max_width
+        self._known: dict[tuple[int, int], StepPrices] = {}
+
+    def prices(self, length: int, num_rows: int) -> StepPrices:
+        """Of a step of so many rows with so many cached tokens each."""
+        key = (-(-length // _LENGTHS) * _LENGTHS, num_rows)
+        found = self._known.get(key)
+        if found is None:
+            curve = self._prices.curve(*key, self._max_width)
+            found = self._known[key] = StepPrices.of(curve, num_rows)
+        return found
+
+
+def best_width(gains: Sequence[Sequence[float]], seconds: Sequence[float], rate: float) -> int:
+    """The width with the most tokens beyond what its seconds are worth.
+
+    Args:
+        gains: per row the gains of its nodes in the order in which it takes them, the root's first.
+        seconds: of a step by width, from 1 on; all rows are padded to the widest.
+        rate: tokens per second of all rows that the time would bring otherwise.
+    """
+    totals = [0.0] * min(max(map(len, gains)), len(seconds))
+    for row in gains:
+        for place, gain in enumerate(row[: len(totals)]):
+            totals[place] += gain
+    tokens, best, chosen = 0.0, -math.inf, 1
+    for place, gain in enumerate(totals):
+        tokens += gain
+        value = tokens - rate * seconds[place]
+        if value > best:
+            best, chosen = value, place + 1
+    return chosen
+
+
+_PURSE, _FIRST_PURSE, _WAKING_PURSE = 3.0, 1.5, 0.4  # plain steps that drafting may lose
+_CREDIT = 0.1  # what one step may cost beyond the purse
+_FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
+
+
+class Pace:
+    """Tokens per second of one request, and whether it drafts or sleeps.
+
+    Drafting has a purse, counted in plain steps: what it saves goes in, what it costs comes out, and
+    no step may cost much more than what is in it. When it is empty drafting sleeps, for twice as many
+    steps each time that waking did not pay. So a text that nobody can guess costs a plain step at the
+    start and little afterwards. A long match wakes at once, unless the last one was a false alarm.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+        self._purse = _FIRST_PURSE
+        self._nap, self._left = _FIRST_NAP, 0
+        self._was_woken = False  # by a match
+        self._heeds_matches = True
+
+    @property
+    def is_asleep(self) -> bool:
+        return self._left > 0
+
+    def rate(self, plain_s: float) -> float:
+        """Tokens per second; never less than plain decoding makes."""
+        tokens = self._tokens + _FIRST_WEIGHT * _USUAL
+        seconds = self._seconds + _FIRST_WEIGHT * plain_s * 1.2
+        return max(tokens / seconds, 1.0 / plain_s)
+
+    def most_s(self, plain_s: float) -> float:
+        """Seconds that the next step may take."""
+        return plain_s * (1.0 + self._purse + _CREDIT)
+
+    def sleep(self, has_match: bool) -> None:
+        """A step without drafting was made."""
+        self._was_woken = has_match and self._heeds_matches
+        self._left = 0 if self._was_woken else self._left - 1
+
+    def count(self, num_tokens: int, seconds: float, plain_s: float) -> None:
+        """A step that drafted was made."""
+        self._tokens = self._tokens * _KEEP + num_tokens
+        self._seconds = self._seconds * _KEEP + seconds
+        self._purse += num_tokens - seconds / plain_s
+        if self._purse < 0.0:
+            self._left, self._purse = self._nap, _WAKING_PURSE
+            self._nap = min(2 * self._nap, _LONGEST_NAP)
+            self._heeds_matches = not self._was_woken
+        elif self._purse >= _PURSE:
+            self._purse, self._nap = _PURSE, _FIRST_NAP
+            self._was_woken = False

@@ -1,0 +1,282 @@
+"""Measures the price list: T(W, L, B), seconds of the target's forward pass on this machine.
+
+It goes through `TargetModel.forward`, so whatever that is (eager, compiled, strict, int8) is what is
+priced. Prompts are not needed: zeros in the cache and random tokens cost what text does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from draftless.engine.target import TargetModel
+from draftless.errors import ArtifactError, ConfigError
+from draftless.layout import chain_parents, tree_layout
+from draftless.prices import Point, PriceList, read_price_list, write_price_list
+from draftless.provenance import hardware_name
+
+CACHE_VARIABLE = "DRAFTLESS_CACHE"
+
+QUIET = 0.1
+"""Noise (`facts["noise"]`) above which a list is worth measuring again."""
+
+_SLOW_S = 0.05  # of a pass over one token; from here on, the quick form measures fewer points
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyOptions:
+    """Which passes are timed, and how often.
+
+    Attributes:
+        widths: nodes of one row. On both sides of 8, 16 and 32: compiled passes are padded to such
+            widths, and their time is a staircase.
+        lengths: cached tokens per row; lowered to what the model's context allows.
+        rows: of batches; their first is a single row.
+        batch_widths: nodes per row where there are several.
+        rounds: fewest and most timed passes of every point; between them the noise decides.
+        seconds: no round begins after so long, but for the fewest; thrice that while it is noisy.
+
+    Raises:
+        ConfigError: an axis is empty, unordered or too small.
+    """
+
+    widths: tuple[int, ...] = (1, 2, 4, 8, 9, 16, 17, 32, 33, 64)
+    lengths: tuple[int, ...] = (128, 1024)
+    rows: tuple[int, ...] = (1, 8)
+    batch_widths: tuple[int, ...] = (1, 4, 16)
+    rounds: tuple[int, int] = (3, 15)
+    seconds: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "lengths", "rows", "batch_widths", "rounds"):
+            values = getattr(self, name)
+            if not values or list(values) != sorted(values) or values[0] < 1:
+                raise ConfigError(f"{name}={values} must be ascending numbers of at least 1")
+
+
+QUICK = LatencyOptions()
+"""One or two seconds for a small model: what is measured silently."""
+
+COARSE = LatencyOptions(widths=(1, 4, 16, 64), lengths=(512,), rows=(1,), rounds=(2, 3))
+"""The quick form for a model whose passes are slow."""
+
+FULL = LatencyOptions(
+    widths=(1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128),
+    lengths=(64, 512, 2048),
+    rows=(1, 4, 16),
+    rounds=(7, 31),
+    seconds=60.0,
+)
+"""What `draftless calibrate latency` measures."""
+
+
+def measure(
+    target: TargetModel,
+    options: LatencyOptions | None = None,
+    on_round: Callable[[int, int], None] | None = None,
+) -> PriceList:
+    """Time passes; all points in turn, so that other load hits them alike, and lower quartiles of
+    that, because other load can only add.
+
+    Args:
+        target: whose forward passes are timed.
+        options: None is `QUICK`, or `COARSE` for a model that needs more than 50 ms a token.
+        on_round: called with the rounds that are done and the most that there will be.
+    """
+    with torch.inference_mode():
+        if options is None:
+            one = _Passes(target, [(1, _lengths(target, COARSE)[0], 1)])
+            one.round()
+            options = COARSE if one.round()[0] > _SLOW_S else QUICK
+        points = grid(target, options)
+        rounds = _rounds(_Passes(target, points), options, on_round)
+    seconds, key = np.quantile(rounds, 0.25, axis=0), price_key(target)
+    return PriceList.from_points(
+        dict(zip(points, seconds.tolist(), strict=True)),
+        **{name: key[name] for name in ("hardware", "model_fingerprint", "dtype", "is_compiled")},
+        facts={
+            **key,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "is_full": options == FULL,
+            "num_rounds": len(rounds),
+            "noise": round(_noise(rounds), 4),
+            "load": round(os.getloadavg()[0], 2),
+        },
+    )
+
+
+def grid(target: TargetModel, options: LatencyOptions) -> list[Point]:
+    """The points that the model's context has room for."""
+    lengths = _lengths(target, options)
+    limit = target.max_positions
+    most = options.widths[-1] if limit is None else limit - lengths[-1]
+    points: list[Point] = []
+    for rows, length in product(options.rows, lengths):
+        widths = options.widths if rows == 1 else options.batch_widths
+        points += [(width, length, rows) for width in widths if width <= max(1, most)]
+    return points
+
+
+def _lengths(target: TargetModel, options: LatencyOptions) -> tuple[int, ...]:
+    """Cached lengths that leave room for the widest tree, or at least for half of the context."""
+    limit = target.max_positions
+    if limit is None:
+        return options.lengths
+    longest = max(1, limit - options.widths[-1], limit // 2)
+    return tuple(sorted({min(length, longest) for length in options.lengths}))
+
+
+class _Passes:
+    """One forward pass per point, of chains of random tokens."""
+
+    def __init__(self, target: TargetModel, points: Sequence[Point]) -> None:
+        self._target = target
+        self._points = points
+        widths, lengths, rows = (max(values) for values in zip(*points, strict=True))
+        self._cache = target.make_cache(rows, lengths + widths)
+        generator = torch.Generator().manual_seed(0)
+        self._ids = torch.randint(target.vocab_size, (rows, widths), generator=generator).tolist()
+
+    def round(self) -> list[float]:
+        """Seconds of every point's pass, in order."""
+        seconds = []
+        for width, length, rows in self._points:
+            for row in range(rows):
+                self._cache.truncate(row, 0)
+                self._cache.commit(row, range(length))  # zeros, as good as text for the clock
+            fed = [ids[:width] for ids in self._ids[:rows]]
+            layouts = [tree_layout(chain_parents(width))] * rows
+            for _ in range(2):  # the second counts: in decoding a pass comes after its like
+                begin = time.perf_counter()
+                logits = self._target.forward(self._cache, fed, layouts)
+                if logits.is_cuda:
+                    torch.cuda.synchronize(logits.device)
+                spent = time.perf_counter() - begin
+            seconds.append(spent)
+        return seconds
+
+
+def _rounds(
+    passes: _Passes,
+    options: LatencyOptions,
+    on_round: Callable[[int, int], None] | None,
+) -> np.ndarray:  # [rounds, points]
+    """Rounds until their medians are settled or time is up; a first one is not counted."""
+    fewest, most = options.rounds
+    passes.round()
+    rounds: list[list[float]] = []
+    started = time.perf_counter()
+    while len(rounds) < most:
+        rounds.append(passes.round())
+        if on_round is not None:
+            on_round(len(rounds), most)
+        spent, noise = time.perf_counter() - started, _noise(np.array(rounds))
+        is_late = spent > options.seconds * (1 if noise < QUIET else 3)
+        if len(rounds) >= fewest and (is_late or noise < QUIET / 2):
+            break
+    return np.array(rounds)
+
+
+def _noise(rounds: np.ndarray) -> float:
+    """How far the medians of even and odd rounds lie apart, over their mean; median over points.
+
+    Nothing is known of a single round: infinite.
+    """
+    if len(rounds) < 2:
+        return float("inf")
+    even, odd = np.median(rounds[::2], axis=0), np.median(rounds[1::2], axis=0)
+    return float(np.median(2 * np.abs(even - odd) / (even + odd)))
+
+
+def prices_of(target: TargetModel) -> PriceList:
+    """The price list of a target on this machine: from this process, the disk, or measured now.
+
+    Measuring takes a second or two for a small model. On a busy machine the list serves this process
+    and is not kept on the disk. A cache that cannot be written costs a warning, nothing else.
+    """
+    known = _KNOWN.setdefault(target, {})
+    name = _file_name(price_key(target))
+    if name not in known:
+        found = read_cached(target)
+        if found is None:
+            found = measure(target)
+            if found.facts["noise"] <= QUIET:
+                keep(target, found)
+        known[name] = found
+    return known[name]
+
+
+_KNOWN: WeakKeyDictionary[TargetModel, dict[str, PriceList]] = WeakKeyDictionary()
+
+
+def price_key(target: TargetModel) -> dict[str, Any]:
+    """What a price list holds for."""
+    return {
+        "hardware": hardware_name(target.device),
+        "model_fingerprint": target.fingerprint(),
+        "dtype": str(target.model.dtype).removeprefix("torch."),
+        "num_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "attention": target.model.config._attn_implementation,
+        "is_compiled": target.is_compiled,
+        "is_strict": target.is_strict,
+    }
+
+
+def cache_file(target: TargetModel) -> Path:
+    """Where a price list is kept: below `$DRAFTLESS_CACHE`, else the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    folder = Path(given) if given else _users_cache() / "draftless"
+    return folder / "prices" / _file_name(price_key(target))
+
+
+def _users_cache() -> Path:
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(given) if given else Path.home() / ".cache"
+    except RuntimeError:  # a container's bare user id has no home
+        return Path(tempfile.gettempdir())
+
+
+def _file_name(key: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(key, sort_keys=True).encode()):08x}.json"
+
+
+def read_cached(target: TargetModel) -> PriceList | None:
+    """The list on the disk; None where there is none, or a damaged one, or one of another target."""
+    try:
+        found = read_price_list(cache_file(target))
+    except ArtifactError:
+        return None
+    return found if all(found.facts.get(k) == v for k, v in price_key(target).items()) else None
+
+
+def keep(target: TargetModel, prices: PriceList) -> PriceList:
+    """Write a list to the cache, for this process and later ones; returns it."""
+    _KNOWN.setdefault(target, {})[_file_name(price_key(target))] = prices
+    file = cache_file(target)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_price_list(file, prices)
+    except OSError as error:
+        warnings.warn(
+            f"the price list of this machine cannot be kept in {file.parent} ({error}) and will be "
+            f"measured again by every process; set {CACHE_VARIABLE} to a folder that can be written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return prices
