@@ -9,6 +9,7 @@ import pytest
 
 from draftless.drafters.auto import AutoDrafter
 from draftless.drafters.ngram import NullDrafter
+from draftless.drafters.planner import Planner
 from draftless.errors import ArtifactError, ConfigError
 from draftless.params import SamplingParams
 from draftless.prices import PriceList
@@ -38,6 +39,14 @@ def test_prices_never_change_the_text(prices: PriceList | None, options: dict[st
     assert [result.token_ids for result in written(drafter, *jobs)] == plain
 
 
+@pytest.fixture(autouse=True)
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, float]]:
+    """What the planner is told of forwards; it does not learn how cheap they are for a tiny model."""
+    told: list[tuple[int, int, int, float]] = []
+    monkeypatch.setattr(Planner, "learn", lambda _, *given: told.append(given))
+    return told
+
+
 def widths(result: Result) -> list[int]:
     return [step.tree.num_nodes for step in result.steps]
 
@@ -46,6 +55,14 @@ def test_where_width_costs_nothing_trees_are_wide() -> None:
     (result,) = written(AutoDrafter(prices=FREE, max_width=20), job())
     assert max(widths(result)) == 20
     assert result.request.stats.acceptance_length > 1.2
+
+
+def test_the_planner_is_told_what_forwards_take(told: list[tuple[int, int, int, float]]) -> None:
+    results = written(AutoDrafter(prices=FREE), job(), job(11))
+    (length, num_rows, width, seconds), *_ = told
+    assert (length, num_rows) == (12, 2), "with the tokens that were just committed"
+    assert width == max(result.steps[0].tree.num_nodes for result in results)
+    assert 0.0 < seconds == results[0].steps[0].time_s["forward"]
 
 
 def test_where_width_costs_too_much_nothing_is_drafted() -> None:

@@ -83,7 +83,8 @@ class AutoDrafter:
         states = [self._states[row] for row in rows]
         awake = [state for state in states if not state.pace.is_asleep]
         length = max(len(row.token_ids) for row in rows)
-        prices = self._planner.prices(length, len(rows))
+        is_sampled = any(row.noise is not None for row in rows)
+        prices = self._planner.prices(length, len(rows), is_sampled=is_sampled)
         rate = sum(state.pace.rate(prices.plain_s) for state in states)
         most_s = max((state.pace.most_s(prices.plain_s) for state in awake), default=0.0)
         limit = bisect_right(prices.seconds, most_s)
@@ -100,6 +101,9 @@ class AutoDrafter:
 
     def observe(self, records: Sequence[StepRecord]) -> None:
         width = max(record.tree.num_nodes for record in records)
+        if seconds := records[0].time_s.get("forward"):
+            length = max(len(record.row.token_ids) for record in records)
+            self._planner.learn(length, len(records), width, seconds)
         for record in records:
             state = self._states[record.row]
             state.observe(record, width)

@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList, Seconds
 
-# What drafting costs beside the forward, per row of a batch and per node (docs/log.md).
-OWN_S, OWN_NODE_S = 200e-6, 32e-6
+# What drafting costs beside the forward, per row of a batch and per node (docs/log.md); a sampled
+# node needs the noise of its place.
+OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 32e-6, 80e-6
 
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
 _KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
+_MOVED = 1.1  # a slope that moved by less is still the one that was reckoned with
 _USUAL = 1.5  # tokens per step before anything is counted
 _FIRST_WEIGHT = 4.0  # steps that this guess is worth
 
@@ -40,10 +43,11 @@ class StepPrices:
     plain_s: float
 
     @classmethod
-    def of(cls, curve: Seconds, num_rows: int) -> StepPrices:
+    def of(cls, curve: Seconds, num_rows: int, *, is_sampled: bool = False) -> StepPrices:
         """From the seconds of the forward alone, by width from 1 on."""
         widths = np.arange(1, len(curve) + 1)
-        seconds = curve + num_rows * (OWN_S + OWN_NODE_S * widths)
+        node_s = OWN_SAMPLED_NODE_S if is_sampled else OWN_NODE_S
+        seconds = curve + num_rows * (OWN_S + node_s * widths)
         slopes = [
             float(((seconds[width:] - seconds[width - 1]) / widths[: len(curve) - width]).min())
             for width in range(1, len(curve))
@@ -62,16 +66,28 @@ class Planner:
     def __init__(self, prices: PriceList, max_width: int) -> None:
         self._prices = prices
         self._max_width = max_width
-        self._known: dict[tuple[int, int], StepPrices] = {}
+        self._known: dict[tuple[int, int, bool], tuple[StepPrices, float]] = {}
+        self._steepness: dict[int, Steepness] = {}  # by rows
 
-    def prices(self, length: int, num_rows: int) -> StepPrices:
+    def prices(self, length: int, num_rows: int, *, is_sampled: bool = False) -> StepPrices:
         """Of a step of so many rows with so many cached tokens each."""
-        key = (-(-length // _LENGTHS) * _LENGTHS, num_rows)
-        found = self._known.get(key)
-        if found is None:
-            curve = self._prices.curve(*key, self._max_width)
-            found = self._known[key] = StepPrices.of(curve, num_rows)
+        length = -(-length // _LENGTHS) * _LENGTHS
+        key = length, num_rows, is_sampled
+        steepness = self._steepness.setdefault(num_rows, Steepness()).value
+        found, then = self._known.get(key, (None, 1.0))
+        if found is None or not 1.0 / _MOVED < steepness / then < _MOVED:
+            curve = self._prices.curve(length, num_rows, self._max_width)
+            curve = curve[0] + steepness * (curve - curve[0])
+            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled)
+            self._known[key] = found, steepness
         return found
+
+    def learn(self, length: int, num_rows: int, width: int, seconds: float) -> None:
+        """A forward of rows with so many cached tokens took `seconds`."""
+        curve = self._prices.curve(length, num_rows, self._max_width)
+        if width <= len(curve):
+            fit = self._steepness.setdefault(num_rows, Steepness())
+            fit.learn(float(curve[0]), float(curve[width - 1]), seconds)
 
 
 def best_width(gains: Sequence[Sequence[float]], seconds: Sequence[float], rate: float) -> int:

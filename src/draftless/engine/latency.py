@@ -163,7 +163,9 @@ class _Passes:
             fed = [ids[:width] for ids in self._ids[:rows]]
             layouts = [tree_layout(chain_parents(width))] * rows
             block = []
-            for _ in range(_BLOCK):  # in decoding a pass comes after its like: the first is left out
+            for _ in range(
+                _BLOCK
+            ):  # in decoding a pass comes after its like: the first is left out
                 begin = time.perf_counter()
                 logits = self._target.forward(self._cache, fed, layouts)
                 if logits.is_cuda:

@@ -172,7 +172,10 @@ def _step(
             row.noise.forget_before(len(row.token_ids))
     clock.append(time.perf_counter())
 
-    drafter.observe(list(map(StepRecord, rows, trees, verdicts, views)))
+    known_s = {"forward": clock[2] - clock[1]}
+    drafter.observe(
+        [StepRecord(*one, known_s) for one in zip(rows, trees, verdicts, views, strict=True)]
+    )
     clock.append(time.perf_counter())
 
     time_s = {

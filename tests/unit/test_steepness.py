@@ -1,0 +1,58 @@
+"""The slope of the prices is learnt from steps, whatever the list says and however fast the machine is."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from draftless.drafters.planner import Planner
+from draftless.drafters.steepness import Steepness
+from draftless.prices import PriceList
+
+LIST = PriceList.from_points({(1, 0, 1): 0.010, (16, 0, 1): 0.012, (32, 0, 1): 0.015})
+
+
+def after(steepness: Steepness, true_slope: float, speed: float, steps: int = 200) -> float:
+    draw = random.Random(0)
+    for _ in range(steps):
+        price = LIST.forward_s(draw.choice((1, 4, 9, 16, 25, 32)))
+        seconds = speed * (0.010 + true_slope * (price - 0.010)) * draw.uniform(0.9, 1.1)
+        steepness.learn(0.010, price, seconds)
+    return steepness.value
+
+
+@pytest.mark.parametrize("speed", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("true_slope", [0.5, 1.0, 3.0])
+def test_the_slope_is_found_at_any_speed(true_slope: float, speed: float) -> None:
+    assert after(Steepness(), true_slope, speed) == pytest.approx(true_slope, rel=0.3)
+
+
+def test_steps_of_one_width_say_nothing_about_the_slope() -> None:
+    steepness = Steepness()
+    for _ in range(300):
+        steepness.learn(0.010, LIST.forward_s(16), 0.05)
+    assert steepness.value == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_pause_is_no_price() -> None:
+    steepness = Steepness()
+    before = after(steepness, 1.0, 1.0)
+    steepness.learn(0.010, LIST.forward_s(32), 10.0)
+    assert steepness.value < 1.5 * before
+
+
+def test_the_planner_reckons_with_it() -> None:
+    planner = Planner(LIST, 32)
+    listed = planner.prices(100, 1)
+    draw = random.Random(0)
+    for _ in range(200):
+        width = draw.choice((1, 8, 16, 32))
+        planner.learn(100, 1, width, 0.010 + 3.0 * (LIST.forward_s(width) - 0.010))
+    learnt = planner.prices(100, 1)
+    assert learnt.plain_s == listed.plain_s
+    surplus = [prices.seconds[31] - prices.seconds[0] for prices in (listed, learnt)]
+    assert surplus[1] > 1.7 * surplus[0]
+    assert planner.prices(100, 4).seconds[31] < 4 * learnt.seconds[31], (
+        "other batches have their own"
+    )
