@@ -75,7 +75,7 @@ RESULTS := benchmarks/results/embedded
 
 bench: $(VENV)/.dev ## measure the embedded model and refresh results and tables (LIMIT=108 takes all questions)
 	$(BIN)/draftless bench run --name embedded --suite tiny --limit $(LIMIT) --threads $(THREADS) \
-		--temperature 0,1 --sweep sdsat.steps=1,2 --drafter-option sdsat.retrieval_len=0 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
+		--temperature 0,1 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
 	rm -rf $(RESULTS) && mv $(BENCH_RUN) $(RESULTS)
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/draftless bench report $(RESULTS) --output bench-runs/report

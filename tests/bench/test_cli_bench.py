@@ -39,8 +39,9 @@ def questions(tmp_path: Path) -> Path:
 
 
 def invoke(*arguments: str | Path) -> Result:
-    """The command in this process; our own errors are raised."""
-    result = CliRunner().invoke(cli.app, ["bench", *map(str, arguments)])
+    """The command in this process, uncompiled unless asked; our own errors are raised."""
+    eager = ["--no-compile"] if arguments[0] == "run" and "--compile" not in arguments else []
+    result = CliRunner().invoke(cli.app, ["bench", *map(str, arguments), *eager])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

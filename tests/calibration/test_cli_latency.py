@@ -26,7 +26,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["calibrate", "latency", *arguments, "--threads", "1"])
+    return CliRunner().invoke(
+        app, ["calibrate", "latency", *arguments, "--threads", "1", "--no-compile"]
+    )
 
 
 def test_measured_once_and_again_by_force(tmp_path: Path, folder: Path) -> None:
