@@ -59,8 +59,13 @@ def test_every_point_is_timed_in_turn(target: TargetModel) -> None:
     prices = measure(target, FEW)
     points = grid(target, FEW)
     assert points == [(1, 4, 1), (3, 4, 1), (1, 16, 1), (3, 16, 1), (2, 4, 2), (2, 16, 2)]
-    blocks = [point for point in points for _ in range(latency._BLOCK)]
-    assert watch.passes == blocks * 3  # one round to warm up, two that count
+    blocks = watch.passes[:: latency._BLOCK]
+    assert watch.passes == [point for point in blocks for _ in range(latency._BLOCK)]
+    rounds = [blocks[begin : begin + 6] for begin in (0, 6, 12)]
+    assert len({tuple(one) for one in rounds}) > 1, "in another order each time"
+    assert len(blocks) == 18 and all(
+        sorted(one) == sorted(points) for one in rounds
+    )  # one round to warm up, two that count
     assert (prices.widths, prices.lengths, prices.rows) == ((1, 2, 3), (4, 16), (1, 2))
     assert prices.facts["num_rounds"] == 2
     assert prices.model_fingerprint == target.fingerprint()

@@ -12,7 +12,7 @@ and the planner reckons with the list's own price of a plain step and this slope
 from __future__ import annotations
 
 _FORGET = 0.99  # per step: some hundred steps count
-_PRIOR = 4.0  # steps, narrow and wide, that the list as it is is worth
+_PRIOR = 1.5  # narrow and wide steps that the list as it is is worth
 _OUTLIER = 3.0  # times what was expected: a pause, not a price
 _LEAST, _MOST = 0.2, 5.0
 
@@ -45,10 +45,10 @@ class Steepness:
 
     def _fit(self) -> float:
         num, sum_x, sum_xx, sum_y, sum_xy = self._sums
-        # The list as it is, at half and at twice the usual surplus, so that steps of one width alone
-        # leave the slope what it is.
+        # The list as it is, for no surplus and for twice the usual one, so that steps of one width
+        # alone leave the slope what it is.
         scale = self._scale
-        for x in (0.0, 0.4):
+        for x in (0.0, max(2.0 * sum_x / num, 1e-3)):
             num += _PRIOR
             sum_x += _PRIOR * x
             sum_xx += _PRIOR * x * x

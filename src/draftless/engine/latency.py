@@ -152,11 +152,17 @@ class _Passes:
         self._cache = target.make_cache(rows, lengths + widths)
         generator = torch.Generator().manual_seed(0)
         self._ids = torch.randint(target.vocab_size, (rows, widths), generator=generator).tolist()
+        self._order = np.random.default_rng(0)
 
     def round(self) -> list[float]:
-        """Seconds of every point's pass, in order."""
-        seconds = []
-        for width, length, rows in self._points:
+        """Seconds of every point's pass.
+
+        In another order each time: after a large batch a CPU is slower for a while, and if that
+        always hit one token alone, the list would be flat.
+        """
+        seconds = [0.0] * len(self._points)
+        for index in self._order.permutation(len(self._points)):
+            width, length, rows = self._points[index]
             for row in range(rows):
                 self._cache.truncate(row, 0)
                 self._cache.commit(row, range(length))  # zeros, as good as text for the clock
@@ -171,8 +177,7 @@ class _Passes:
                 if logits.is_cuda:
                     torch.cuda.synchronize(logits.device)
                 block.append(time.perf_counter() - begin)
-            spent = min(block[1:])
-            seconds.append(spent)
+            seconds[index] = min(block[1:])
         return seconds
 
 
