@@ -155,8 +155,8 @@ class StepRecord:
         tree: what was proposed.
         verdict: what became of it.
         logits: `[N, V]` logits of every node, valid only during `observe`; None in streams.
-        time_s: seconds of this step by stage, for all rows; in `observe` those of the forward
-            alone, in streams all: propose (draft passes apart), draft
+        time_s: seconds of this step by stage, for all rows; in `observe` propose and forward,
+            in streams all: propose (draft passes apart), draft
             (those), forward, verify, commit, observe.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,10 +41,10 @@ def test_prices_never_change_the_text(prices: PriceList | None, options: dict[st
 
 
 @pytest.fixture(autouse=True)
-def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int, float]]:
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the planner is told of forwards; it does not learn how cheap they are for a tiny model."""
-    told: list[tuple[int, int, int, float]] = []
-    monkeypatch.setattr(Planner, "learn", lambda _, *given: told.append(given))
+    told: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(Planner, "learn", lambda _, *given, **more: told.append((*given, more)))
     return told
 
 
@@ -57,12 +58,17 @@ def test_where_width_costs_nothing_trees_are_wide() -> None:
     assert result.request.stats.acceptance_length > 1.2
 
 
-def test_the_planner_is_told_what_forwards_take(told: list[tuple[int, int, int, float]]) -> None:
+def test_the_planner_is_told_what_steps_take(told: list[tuple[Any, ...]]) -> None:
     results = written(AutoDrafter(prices=FREE), job(), job(11))
-    (length, num_rows, width, seconds), *_ = told
+    (length, num_rows, width, more), *_ = told
     assert (length, num_rows) == (12, 2), "with the tokens that were just committed"
     assert width == max(result.steps[0].tree.num_nodes for result in results)
-    assert 0.0 < seconds == results[0].steps[0].time_s["forward"]
+    time_s = results[0].steps[0].time_s
+    assert more == {
+        "forward_s": time_s["forward"],
+        "propose_s": time_s["propose"],
+        "is_sampled": False,
+    }
 
 
 def test_where_width_costs_too_much_nothing_is_drafted() -> None:

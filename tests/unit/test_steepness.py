@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from draftless.drafters.planner import Planner
+from draftless.drafters.planner import Planner, own_s
 from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList
 
@@ -48,7 +48,9 @@ def test_the_planner_reckons_with_it() -> None:
     draw = random.Random(0)
     for _ in range(200):
         width = draw.choice((1, 8, 16, 32))
-        planner.learn(100, 1, width, 0.010 + 3.0 * (LIST.forward_s(width) - 0.010))
+        seconds = 0.010 + 3.0 * (LIST.forward_s(width) - 0.010)
+        own = own_s(width, 1, False) / 2.2
+        planner.learn(100, 1, width, forward_s=seconds, propose_s=own, is_sampled=False)
     learnt = planner.prices(100, 1)
     assert learnt.plain_s == listed.plain_s
     surplus = [prices.seconds[31] - prices.seconds[0] for prices in (listed, learnt)]
@@ -56,3 +58,17 @@ def test_the_planner_reckons_with_it() -> None:
     assert planner.prices(100, 4).seconds[31] < 4 * learnt.seconds[31], (
         "other batches have their own"
     )
+
+
+def test_what_drafting_itself_takes_is_learnt_too() -> None:
+    """Four times the guess, on a machine that is half as fast as when the list was measured."""
+    planner = Planner(LIST, 32)
+    listed = planner.prices(100, 8)
+    for _ in range(200):
+        propose_s = 2.0 * 4.0 * own_s(16, 8, False) / 2.2
+        forward_s = 2.0 * LIST.forward_s(16, 100, 8)
+        planner.learn(100, 8, 16, forward_s=forward_s, propose_s=propose_s, is_sampled=False)
+    learnt = planner.prices(100, 8)
+    more = learnt.seconds[15] - listed.seconds[15]
+    assert more == pytest.approx(3.0 * own_s(16, 8, False), rel=0.3)
+    assert planner.prices(100, 1).seconds == Planner(LIST, 32).prices(100, 1).seconds

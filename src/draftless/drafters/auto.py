@@ -101,9 +101,15 @@ class AutoDrafter:
 
     def observe(self, records: Sequence[StepRecord]) -> None:
         width = max(record.tree.num_nodes for record in records)
-        if seconds := records[0].time_s.get("forward"):
-            length = max(len(record.row.token_ids) for record in records)
-            self._planner.learn(length, len(records), width, seconds)
+        if time_s := records[0].time_s:
+            self._planner.learn(
+                max(len(record.row.token_ids) for record in records),
+                len(records),
+                width,
+                forward_s=time_s["forward"],
+                propose_s=time_s["propose"],
+                is_sampled=any(record.row.noise is not None for record in records),
+            )
         for record in records:
             state = self._states[record.row]
             state.observe(record, width)

@@ -11,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList, Seconds
 
-# What drafting costs beside the forward, per row of a batch and per node (docs/log.md); a sampled
-# node needs the noise of its place.
+# What drafting costs beside the forward, per row of a batch and per node, until it was seen; a
+# sampled node needs the noise of its place.
 OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 32e-6, 80e-6
 
+_OWN_OVER_PROPOSE = 2.2  # observe and the wider verification and commit come on top
+_OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.05
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
 _KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
 _MOVED = 1.1  # a slope that moved by less is still the one that was reckoned with
@@ -43,16 +46,22 @@ class StepPrices:
     plain_s: float
 
     @classmethod
-    def of(cls, curve: Seconds, num_rows: int, *, is_sampled: bool = False) -> StepPrices:
-        """From the seconds of the forward alone, by width from 1 on."""
+    def of(
+        cls, curve: Seconds, num_rows: int, *, is_sampled: bool = False, own: float = 1.0
+    ) -> StepPrices:
+        """From the seconds of the forward alone, by width from 1 on; `own` scales what is beside it."""
         widths = np.arange(1, len(curve) + 1)
-        node_s = OWN_SAMPLED_NODE_S if is_sampled else OWN_NODE_S
-        seconds = curve + num_rows * (OWN_S + node_s * widths)
+        seconds = curve + own * own_s(widths, num_rows, is_sampled)
         slopes = [
             float(((seconds[width:] - seconds[width - 1]) / widths[: len(curve) - width]).min())
             for width in range(1, len(curve))
         ]
         return cls(tuple(seconds.tolist()), (*slopes, math.inf), float(curve[0]))
+
+
+def own_s(width: Any, num_rows: int, is_sampled: bool) -> Any:
+    """Seconds of drafting beside the forward, as first guessed."""
+    return num_rows * (OWN_S + (OWN_SAMPLED_NODE_S if is_sampled else OWN_NODE_S) * width)
 
 
 class Planner:
@@ -66,7 +75,8 @@ class Planner:
     def __init__(self, prices: PriceList, max_width: int) -> None:
         self._prices = prices
         self._max_width = max_width
-        self._known: dict[tuple[int, int, bool], tuple[StepPrices, float]] = {}
+        self._known: dict[tuple[int, int, bool], tuple[StepPrices, float, float]] = {}
+        self._own: dict[tuple[int, bool], float] = {}  # by rows, over the first guess
         self._steepness: dict[int, Steepness] = {}  # by rows
 
     def prices(self, length: int, num_rows: int, *, is_sampled: bool = False) -> StepPrices:
@@ -74,20 +84,41 @@ class Planner:
         length = -(-length // _LENGTHS) * _LENGTHS
         key = length, num_rows, is_sampled
         steepness = self._steepness.setdefault(num_rows, Steepness()).value
-        found, then = self._known.get(key, (None, 1.0))
-        if found is None or not 1.0 / _MOVED < steepness / then < _MOVED:
+        own = self._own.get((num_rows, is_sampled), 1.0)
+        found, *then = self._known.get(key, (None, 1.0, 1.0))
+        if found is None or any(map(_has_moved, (steepness, own), then)):
             curve = self._prices.curve(length, num_rows, self._max_width)
             curve = curve[0] + steepness * (curve - curve[0])
-            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled)
-            self._known[key] = found, steepness
+            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled, own=own)
+            self._known[key] = found, steepness, own
         return found
 
-    def learn(self, length: int, num_rows: int, width: int, seconds: float) -> None:
-        """A forward of rows with so many cached tokens took `seconds`."""
+    def learn(
+        self,
+        length: int,
+        num_rows: int,
+        width: int,
+        *,
+        forward_s: float,
+        propose_s: float,
+        is_sampled: bool,
+    ) -> None:
+        """A step of rows with so many cached tokens took these seconds."""
         curve = self._prices.curve(length, num_rows, self._max_width)
-        if width <= len(curve):
-            fit = self._steepness.setdefault(num_rows, Steepness())
-            fit.learn(float(curve[0]), float(curve[width - 1]), seconds)
+        if width > len(curve):
+            return
+        fit = self._steepness.setdefault(num_rows, Steepness())
+        fit.learn(float(curve[0]), float(curve[width - 1]), forward_s)
+        if width > 1:
+            # In the list's own seconds, as the forwards are.
+            seen = _OWN_OVER_PROPOSE * propose_s / fit.scale / own_s(width, num_rows, is_sampled)
+            key = num_rows, is_sampled
+            own = self._own.get(key, 1.0)
+            self._own[key] = own + _OWN_RATE * (min(_OWN_MOST, max(_OWN_LEAST, seen)) - own)
+
+
+def _has_moved(now: float, then: float) -> bool:
+    return not 1.0 / _MOVED < now / then < _MOVED
 
 
 def best_width(gains: Sequence[Sequence[float]], seconds: Sequence[float], rate: float) -> int:

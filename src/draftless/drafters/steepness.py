@@ -22,11 +22,12 @@ class Steepness:
 
     Attributes:
         value: of the slope; 1 is the list's own.
+        scale: seconds over the list's, a moving mean; 0 before anything was learnt.
     """
 
     def __init__(self) -> None:
         self.value = 1.0
-        self._scale = 0.0  # seconds over the list's, a moving mean
+        self.scale = 0.0
         # Sums of 1, x, x^2, y and x y with x the list's surplus over a plain step and y the seconds,
         # both over the list's plain step.
         self._sums = [0.0] * 5
@@ -34,11 +35,11 @@ class Steepness:
     def learn(self, plain_s: float, price_s: float, seconds: float) -> None:
         """A forward took `seconds`; the list has `price_s` for it and `plain_s` for one token."""
         x, y = price_s / plain_s - 1.0, seconds / plain_s
-        expected = self._scale * (1.0 + self.value * x)
+        expected = self.scale * (1.0 + self.value * x)
         if not expected:
-            self._scale = y / (1.0 + x)
+            self.scale = y / (1.0 + x)
         y = min(y, _OUTLIER * expected) if expected else y
-        self._scale += 0.05 * (y / (1.0 + self.value * x) - self._scale)
+        self.scale += 0.05 * (y / (1.0 + self.value * x) - self.scale)
         terms = (1.0, x, x * x, y, x * y)
         self._sums = [_FORGET * old + new for old, new in zip(self._sums, terms, strict=True)]
         self.value = self._fit()
@@ -47,7 +48,7 @@ class Steepness:
         num, sum_x, sum_xx, sum_y, sum_xy = self._sums
         # The list as it is, for no surplus and for twice the usual one, so that steps of one width
         # alone leave the slope what it is.
-        scale = self._scale
+        scale = self.scale
         for x in (0.0, max(2.0 * sum_x / num, 1e-3)):
             num += _PRIOR
             sum_x += _PRIOR * x

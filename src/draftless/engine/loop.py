@@ -172,7 +172,7 @@ def _step(
             row.noise.forget_before(len(row.token_ids))
     clock.append(time.perf_counter())
 
-    known_s = {"forward": clock[2] - clock[1]}
+    known_s = {"propose": clock[1] - clock[0] - passes.seconds, "forward": clock[2] - clock[1]}
     drafter.observe(
         [StepRecord(*one, known_s) for one in zip(rows, trees, verdicts, views, strict=True)]
     )
