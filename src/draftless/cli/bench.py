@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
     threads: bench_options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.Compile = True,
+    compile: options.CompileHere = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:

@@ -27,7 +27,7 @@ def latency(  # noqa: PLR0913 - the command line is derived from the signature
     threads: calibrate_options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.Compile = True,
+    compile: options.CompileHere = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:

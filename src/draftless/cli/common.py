@@ -51,8 +51,10 @@ def load_model(model: str | None, **how: Any) -> Draftless:
 
     Args:
         model: folder or hub id.
-        **how: arguments of `Draftless.from_pretrained`.
+        **how: arguments of `Draftless.from_pretrained`; `compile=None` is True on a CPU.
     """
+    if "compile" in how and how["compile"] is None:  # nobody has tried it on a GPU yet
+        how["compile"] = how.get("device") in (None, "cpu")
     compiling = "and compiling " if how.get("compile") else ""
     with stderr.status(f"Loading {compiling}the model ..."):
         from transformers.utils import logging

@@ -73,7 +73,7 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     as_json: options.AsJson = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.Compile = True,
+    compile: options.CompileHere = None,
     strict: options.Strict = False,
 ) -> None:
     """Show that drafting changes the time and not the text.

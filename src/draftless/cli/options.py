@@ -82,6 +82,15 @@ Compile = Annotated[
         "--compile/--no-compile",
     ),
 ]
+CompileHere = Annotated[
+    bool | None,
+    _option(
+        _MACHINE,
+        "Compile the forward pass: some seconds now, faster steps later. Default: on a CPU.",
+        "--compile/--no-compile",
+        show_default=False,
+    ),
+]
 Strict = Annotated[
     bool,
     _option(
