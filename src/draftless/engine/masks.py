@@ -49,16 +49,18 @@ class MaskBuilder:
         self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
     ) -> dict[str, torch.Tensor]:
         """Per type of layer the additive mask `[R, 1, G*W, C]`."""
-        even = len(lengths) == 1 and layouts[0].num_nodes == width
-        visible = None if even else _visible(lengths, layouts, width, context)
+        is_whole = len(lengths) == 1 and layouts[0].num_nodes == width  # one row, no padding
+        visible: torch.Tensor | None = None  # the same for all types of layers
         masks: dict[str, torch.Tensor] = {}
         for kind, window in self._windows.items():
-            if visible is None and (window is None or context <= window):
+            if is_whole and (window is None or context <= window):
                 masks[kind] = self._of_one_row(layouts[0], lengths[0], context)
                 continue
-            seen = _visible(lengths, layouts, width, context) if visible is None else visible
+            if visible is None:
+                visible = _visible(lengths, layouts, width, context)
+            seen = visible
             if window is not None:
-                seen = seen & _within(window, lengths, layouts, seen)
+                seen = visible & _within(window, lengths, layouts, visible)
             additive = torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -torch.inf)
             masks[kind] = pack_mask(additive[:, None].to(self._device), self._groups)
         return masks
@@ -69,11 +71,6 @@ class MaskBuilder:
         mask = torch.zeros((1, 1, num_nodes, context), dtype=self._dtype)
         mask[0, 0, :, length:].masked_fill_(~layout.mask, -torch.inf)
         return pack_mask(mask.to(self._device), self._groups)
-
-    def sees_everything(self, num_rows: int, width: int, context: int) -> bool:
-        """Whether one token of one row sees all that is cached, so that no mask is needed."""
-        windows = self._windows.values()
-        return num_rows == width == 1 and all(one is None or context <= one for one in windows)
 
 
 def _visible(

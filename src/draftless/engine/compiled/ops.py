@@ -25,13 +25,13 @@ class Step:
 
     Attributes:
         cache: made ready by `append`.
-        masks: per type of layer the additive mask `[R, 1, G*W, C]`; None: everything is seen.
+        masks: per type of layer the additive mask `[R, 1, G*W, C]`.
         num_rows: rows `R` of the batch.
         one_by_one: strict attention of the only row; the masks are not read then.
     """
 
     cache: KVCache
-    masks: Mapping[str, torch.Tensor | None]
+    masks: Mapping[str, torch.Tensor]
     num_rows: int
     one_by_one: OneByOne | None = None
 
