@@ -130,9 +130,10 @@ class Draftless:
         if isinstance(drafter, str):
             entry = _ENTRY.get(drafter, drafter)
             from_checkpoint = self.manifest.methods.get(entry, {}) if self.manifest else {}
-            defaults = default_options(drafter, self.target)
             trained = _decoding_options(drafter, from_checkpoint, self.folder)
-            drafter = make_drafter(drafter, {**defaults, **trained, **(options or {})})
+            given = {**trained, **(options or {})}
+            defaults = default_options(drafter, self.target, given)
+            drafter = make_drafter(drafter, {**defaults, **given})
             for skip_set in getattr(drafter, "skip_sets", ()):
                 self.target.compile_view(
                     skip_set

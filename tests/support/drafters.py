@@ -54,7 +54,7 @@ PLANTED = tuple({"steps": steps, "k": k} for steps, k in product((1, 2), (1, 3, 
 
 def registered(name: str, **options: Any) -> Drafter:
     """A drafter of the registry, as on a CPU with any of our tiny models."""
-    given = default_options(name, target("llama"))
+    given = default_options(name, target("llama"), ["prices"])
     given.pop("model_fingerprint", None)  # one store serves all tiny models
     if name == "sdsat":
         given["adaptive_ids"] = [ADAPTIVE_ID]

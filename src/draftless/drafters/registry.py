@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -47,8 +47,8 @@ def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter
     return drafter
 
 
-def default_options(name: str, target: TargetModel) -> dict[str, Any]:
-    """Options that depend on the machine and the model rather than on the method.
+def default_options(name: str, target: TargetModel, given: Collection[str] = ()) -> dict[str, Any]:
+    """Options that depend on the machine and the model rather than on the method, but for `given`.
 
     On a CPU a pass over 16 rows costs little more than one over a single row, and 70 rows cost
     about two (DESIGN 8; `benchmarks/results/`), so that is where the default budget stops.
@@ -63,7 +63,8 @@ def default_options(name: str, target: TargetModel) -> dict[str, Any]:
         "prices": lambda: prices_of(target),
     }
     known = inspect.signature(_factory(name)).parameters
-    return {key: value() for key, value in wanted.items() if key in known}
+    # What is given is not looked up: prices would be measured for nothing.
+    return {key: value() for key, value in wanted.items() if key in known and key not in given}
 
 
 def _factory(name: str) -> Any:
