@@ -42,6 +42,8 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("layer-skip", {"skip_set": EVERYTHING, "siblings": 3}),
     ("layer-skip", {"skip_set": SkipSet(), "threshold": 0.0, "depth": 4, "siblings": 0}),
     ("layer-skip", {"adaptive": True, "couple": False, "depth": 3}),
+    ("recycling", {"template": [[0], [1], [0, 2], [0, 2, 0]]}),
+    ("tr-jacobi", {"template": [[0], [2], [0, 1], [0, 1, 0]]}),
     ("auto", {"prices": STEEP, "adaptive_ids": []}),
     ("auto", {"prices": STEEP, "max_width": 3}),
     ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
