@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from draftless.errors import ConfigError
@@ -189,6 +190,13 @@ class _Layer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+def cache_keyword(model: PreTrainedModel) -> str:
+    """What a model's `forward` calls its cache: `cache` since transformers 5.24, before that (and in
+    models whose code comes from elsewhere) `past_key_values`."""
+    names = inspect.signature(type(model).forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 class PassThroughCache(Cache):

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from draftless.engine.attention import ATTENTION_NAME, register_attention
-from draftless.engine.cache import CacheShape, KVCache
+from draftless.engine.cache import CacheShape, KVCache, cache_keyword
 from draftless.engine.capabilities import check_config, check_model, context_limit, parse_dtype
 from draftless.engine.compiled.forward import CompiledForward
 from draftless.engine.compiled.ops import Step
@@ -86,6 +86,7 @@ class TargetModel:
         """
         check_model(model)
         self.model = model.eval()
+        self._cache_keyword = cache_keyword(model)
         self.config = model.config.get_text_config()
         self.device: torch.device = next(model.parameters()).device
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
@@ -202,11 +203,8 @@ class TargetModel:
     def _measure_cache_shape(self) -> CacheShape:
         """Run two tokens through the model and look at what it caches."""
         cache = DynamicCache()
-        self.model(
-            input_ids=torch.zeros((1, 2), dtype=torch.long, device=self.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        token_ids = torch.zeros((1, 2), dtype=torch.long, device=self.device)
+        self.model(input_ids=token_ids, use_cache=True, **{self._cache_keyword: cache})
         shapes = {tuple(t.shape) for layer in cache.layers for t in (layer.keys, layer.values)}
         if len(shapes) != 1 or len(cache.layers) != self.config.num_hidden_layers:
             raise CapabilityError(
@@ -246,7 +244,7 @@ class TargetModel:
             layout = tree_layout(chain_parents(len(chunk)))
             one = self._prepare(cache, slice(row, row + 1), [chunk], [layout])
             hidden = (
-                self.model.base_model(**one.keywords(cache)).last_hidden_state[0].float().sum(0)
+                self.model.base_model(**self._keywords(one, cache)).last_hidden_state[0].float().sum(0)
             )
             total = hidden if total is None else total + hidden
             cache.commit(row, range(len(chunk)))
@@ -300,7 +298,7 @@ class TargetModel:
         if self._compiled is not None and self._compiled.handles(skip_set, one.token_ids.numel()):
             step = Step(cache, one.masks, len(token_ids))
             return self._compiled(skip_set, one.token_ids, one.positions, step)
-        logits: torch.Tensor = self._view_of(skip_set)(**one.keywords(cache)).logits
+        logits: torch.Tensor = self._view_of(skip_set)(**self._keywords(one, cache)).logits
         return logits
 
     def _forward_strict(
@@ -354,6 +352,16 @@ class TargetModel:
             self._masks.masks(lengths, layouts, width, context),
         )
 
+    def _keywords(self, one: _Pass, cache: KVCache) -> dict[str, Any]:
+        """How a `transformers` model is told."""
+        return {
+            "input_ids": one.token_ids,
+            "position_ids": one.positions,
+            "attention_mask": one.masks if len(one.masks) > 1 else next(iter(one.masks.values())),
+            self._cache_keyword: cache.adapter,
+            "use_cache": True,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
@@ -362,18 +370,6 @@ class _Pass:
     token_ids: torch.Tensor
     positions: torch.Tensor
     masks: dict[str, torch.Tensor]
-
-    def keywords(self, cache: KVCache) -> dict[str, Any]:
-        """How a `transformers` model is told."""
-        return {
-            "input_ids": self.token_ids,
-            "position_ids": self.positions,
-            "attention_mask": self.masks
-            if len(self.masks) > 1
-            else next(iter(self.masks.values())),
-            "past_key_values": cache.adapter,
-            "use_cache": True,
-        }
 
 
 def _check_input_only(input_only_ids: Sequence[int], vocab_size: int) -> None:

@@ -1,6 +1,6 @@
 // x @ weight.T + bias for few rows, on weights that lie in the order in which they are read.
 //
-// The product is torch's own brgemm (AMX tiles). What this saves is the set-up of a oneDNN primitive in
+// The product is torch's own brgemm (AMX tiles, or AVX-512 where a CPU has none). What this saves is the set-up of a oneDNN primitive in
 // every call, which takes longer than the product itself on small models (docs/adr/0007).
 
 #include <ATen/Parallel.h>

@@ -71,7 +71,7 @@ class BlockedLinear:
 
 @dataclass(frozen=True, slots=True)
 class OneDNNLinear:
-    """Through oneDNN's inner product, for CPUs without AMX and for float16.
+    """Through oneDNN's inner product, for CPUs without AVX512-BF16 and for float16.
 
     Attributes:
         weight: in oneDNN's own layout.
@@ -120,7 +120,7 @@ def pack(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None])
 @cache
 def has_blocked() -> bool:
     """Whether `linear.cpp` runs here; it is compiled now, or was before."""
-    if not torch.cpu._is_amx_tile_supported():
+    if not torch.cpu._is_avx512_bf16_supported():
         return False
     try:
         source = Path(__file__).with_name("linear.cpp").read_text(encoding="utf-8")

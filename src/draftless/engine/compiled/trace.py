@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from draftless.engine.attention import attention_replaced_by
-from draftless.engine.cache import PassThroughCache
+from draftless.engine.cache import PassThroughCache, cache_keyword
 
 LAYER, KIND = "draftless_layer", "draftless_kind"
 """What an attention node carries in its `meta`: the layer whose cache it uses, and the layer's type."""
@@ -62,8 +62,8 @@ class _TokensOnly(nn.Module):
             input_ids=token_ids,
             position_ids=positions,
             attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            past_key_values=PassThroughCache(self._num_layers),
             use_cache=True,
+            **{cache_keyword(self.model): PassThroughCache(self._num_layers)},
         ).logits
         return logits
 
