@@ -11,6 +11,7 @@ import pytest
 from draftless.drafters.auto import AutoDrafter
 from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.planner import Planner
+from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.errors import ArtifactError, ConfigError
 from draftless.params import SamplingParams
 from draftless.prices import PriceList
@@ -46,6 +47,13 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(Planner, "learn", lambda _, *given, **more: told.append((*given, more)))
     return told
+
+
+class FixedWeights(dict[bool, list[float]]):
+    """So that a table is all that one request leaves to the next."""
+
+    def __getitem__(self, is_sampled: bool) -> list[float]:
+        return list(COUPLED_WEIGHTS if is_sampled else GREEDY_WEIGHTS)
 
 
 def widths(result: Result) -> list[int]:
@@ -128,6 +136,22 @@ def test_a_little_of_what_a_request_learnt_stays() -> None:
     written(drafter, job())
     assert drafter._learnt[False] != before[False]
     assert drafter._learnt[True] == before[True], "greedy and sampled have weights of their own"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_the_target_said_serves_later_requests(temperature: float) -> None:
+    """The same request again takes fewer steps, unless every request has a table of its own."""
+    num_steps: dict[bool, list[int]] = {}
+    written_ids = set()
+    for keep_table in (False, True):
+        drafter = AutoDrafter(prices=FREE, max_width=6, keep_table=keep_table)
+        drafter._learnt = FixedWeights()
+        results = [written(drafter, job(temperature=temperature))[0] for _ in range(2)]
+        num_steps[keep_table] = [len(result.steps) for result in results]
+        written_ids |= {tuple(result.token_ids) for result in results}
+    assert num_steps[False][0] == num_steps[False][1] == num_steps[True][0]
+    assert num_steps[True][1] < num_steps[True][0]
+    assert len(written_ids) == 1, "a table changes drafts and no text"
 
 
 def test_prices_come_as_a_list_a_dict_or_a_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
 from draftless.engine.compiled import linears
 from draftless.engine.compiled import strict as strict_module
+from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.program import PieceCompiler
 from draftless.engine.int8 import is_int8, split_int8
 from draftless.engine.target import TargetModel
@@ -161,12 +162,12 @@ def test_parts_with_and_without_a_bias_go_side_by_side(
 ) -> None:
     """For more rows than go at once, and outputs that fill no block."""
     if is_blocked and not linears.has_blocked():
-        pytest.skip("this CPU has no AMX")
+        pytest.skip("this CPU has no products of bfloat16")
     monkeypatch.setattr(linears, "has_blocked", lambda: is_blocked)
     x = torch.randn(num_rows, 2, 48, dtype=torch.bfloat16).transpose(0, 1)
     weights = [torch.randn(size, 48, dtype=torch.bfloat16) for size in (33, 64)]
     bias = torch.randn(33, dtype=torch.bfloat16)
-    packed = linears.pack(weights, [bias, None])
+    packed = linears.pack(weights, [bias, None], HugePages())
     assert isinstance(packed, linears.BlockedLinear) == is_blocked
     wide = x.float()
     wanted = torch.cat([wide @ weights[0].float().T + bias, wide @ weights[1].float().T], dim=2)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftless.drafters import successors as successors_module
 from draftless.drafters.best_first import FUSED, PROBE, BestFirst
 from draftless.drafters.fusion import (
     AFTER_PAIR,
@@ -18,9 +18,10 @@ from draftless.drafters.fusion import (
     probed_cells,
     retrieved_cell,
 )
-from draftless.drafters.near_top import likeliest, shares_near_top
+from draftless.drafters.near_top import shares_near_top
 from draftless.drafters.priors import GREEDY_WEIGHTS
 from draftless.drafters.sources import Sources
+from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 from support.driving import make_row
@@ -59,31 +60,44 @@ def test_contexts_know_their_followers(text: list[int], path: list[int], cut: in
 # --- the best of a row -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shift", [0.0, -40.0, 40.0])
-@pytest.mark.parametrize("size", [5, 64, 1001])
-def test_the_likeliest_are_those_of_topk(dtype: torch.dtype, shift: float, size: int) -> None:
-    logits = (torch.randn(6, size, generator=torch.manual_seed(size)) * 3 + shift).to(dtype)
-    ids, values = likeliest(logits, 7)
-    expected = logits.float().topk(min(7, size)).values.numpy()
-    assert (values == expected).all()
-    assert (np.take_along_axis(logits.float().numpy(), ids, 1) == values).all()
-    assert all(len(set(row)) == len(row) for row in ids.tolist())
-
-
-def test_rows_of_a_larger_block_and_ties() -> None:
-    """A view with a stride, as the engine's logits are; of equals the lowest ids are taken."""
-    block = torch.zeros(4, 3, 600)
-    block[:, 0, [7, 300, 599]] = 1.0
-    ids, _ = likeliest(block[:, 0], 5)
-    assert ids.tolist() == [[7, 300, 599, 0, 1]] * 4
-
-
 def test_shares_become_cells_and_small_ones_are_left_out() -> None:
     """Shares .88, .12 (log-odds 2 and -2) and a tail of nothing; then .5, .5."""
-    scores = np.array([[2.0, 0.0, -9.0], [1.0, 1.0, -9.0]], dtype=np.float32)
-    ids = np.array([[4, 5, 6], [7, 8, 9]])
-    assert shares_near_top(ids, scores, 0.07) == [[(4, 12), (5, 5)], [(7, 8), (8, 9)]]
+    assert shares_near_top([4, 5, 6], [2.0, 0.0, -9.0], 0.07) == [(4, 12), (5, 5)]
+    assert shares_near_top([7, 8, 9], [1.0, 1.0, -9.0], 0.07) == [(7, 8), (8, 9)]
+
+
+# --- what the target said ----------------------------------------------------------------------
+
+
+def test_the_pair_is_asked_before_the_token_alone() -> None:
+    successors, said = Successors(), Said(torch.zeros(3, 61))
+    successors.learn(1, 2, (said, 0))
+    successors.learn(5, 2, (said, 1))
+    assert successors.after(1, 2) == ((said, 0), AFTER_PAIR)
+    assert successors.after(7, 2) == ((said, 1), AFTER_TOKEN), "the newest"
+    assert successors.after(1, 3) == (None, AFTER_TOKEN)
+
+
+def test_what_is_old_is_forgotten_half_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(successors_module, "_MOST_ENTRIES", 4)
+    successors, said = Successors(), Said(torch.zeros(1, 61))
+    known = []
+    for token_id in range(7):
+        successors.learn(50, token_id, (said, 0))
+        known.append([one for one in range(7) if successors.after(50, one)[0]])
+    assert known[3] == [0, 1, 2, 3]
+    assert known[-1] == [4, 5, 6], "an entry by token and one by pair: two learnt fill a half"
+
+
+def test_one_memory_serves_every_temperature() -> None:
+    """At T = 0.5 logits count twice, and the noise once."""
+    logits = torch.full((1, 61), -20.0)
+    logits[0, [10, 20]] = torch.tensor([1.0, 2.0])
+    said = Said(logits)
+    assert said.ids(0)[:2] == [20, 10]
+    noise = [0.0, 1.5, *[0.0] * 14]
+    assert said.shares_under(0, noise, 1.0, 0.03)[0][0] == 10
+    assert said.shares_under(0, noise, 2.0, 0.03)[0][0] == 20
 
 
 # --- what a request remembers ------------------------------------------------------------------
@@ -126,7 +140,7 @@ def cells(sources: Sources, before: int, token_id: int, depth: int = 9) -> Found
 
 def test_rejected_drafts_teach_what_follows_them() -> None:
     row = make_row([1, 2])
-    sources = Sources(row)
+    sources = Sources(row, Successors())
     tree = DraftTree((2, 10, 11), (-1, 0, 1))
     step(sources, row, tree, (0,), 12, said(3, n0=12, n1=30, n2=31))
     assert cells(sources, 1, 2) == [(12, AFTER_PAIR + 16)]
@@ -138,7 +152,7 @@ def test_rejected_drafts_teach_what_follows_them() -> None:
 def test_rejected_drafts_guess_the_places_behind_the_drawn_token() -> None:
     """10 stood where 12 was drawn, so what it says is about the next place."""
     row = make_row([1, 2])
-    sources = Sources(row)
+    sources = Sources(row, Successors())
     tree = DraftTree((2, 10, 11), (-1, 0, 1))
     step(sources, row, tree, (0,), 12, said(3, n0=12, n1=30, n2=31))
     assert sources.ahead == [[(30, denoised_cells(1) + 16)], [(31, denoised_cells(2) + 16)]]
@@ -149,7 +163,7 @@ def test_rejected_drafts_guess_the_places_behind_the_drawn_token() -> None:
 def test_probes_speak_before_rejected_drafts() -> None:
     """A probe for the first place, a rejected chain for both: the probe takes the first."""
     row = make_row([1, 2])
-    sources = Sources(row)
+    sources = Sources(row, Successors())
     tree = DraftTree((2, 10, 11, 60), (-1, 0, 1, 0), is_probe=(False, False, False, True))
     step(sources, row, tree, (0,), 12, said(4, n0=12, n1=30, n2=31, n3=40))
     assert sources.ahead == [[(40, probed_cells(1) + 16)], [(31, denoised_cells(2) + 16)]]
@@ -159,7 +173,7 @@ def test_probes_speak_before_rejected_drafts() -> None:
 def test_retrieval_names_the_newest_after_the_longest_context_first() -> None:
     """After 7 8 came 3; after 8 alone lately 4."""
     row = make_row([7, 8, 3, 5, 8, 4, 7, 8])
-    sources = Sources(row)
+    sources = Sources(row, Successors())
     found, _ = sources.found(sources.context, 7, 8, 1)
     assert found == [(3, retrieved_cell(2, 0, 0)), (4, retrieved_cell(1, 0, 1))]
 
@@ -167,7 +181,7 @@ def test_retrieval_names_the_newest_after_the_longest_context_first() -> None:
 def test_sampled_candidates_stand_under_the_noise_of_their_places() -> None:
     """Of three equal successors, the one that the noise of the place favours leads."""
     row = make_row([1, 2], temperature=1.0)
-    sources = Sources(row)
+    sources = Sources(row, Successors())
     logits = torch.full((1, 61), -20.0)
     logits[0, [10, 20, 30]] = 5.0
     step(sources, row, DraftTree((2,), (-1,)), (0,), 12, logits)

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from draftless.engine.sampling import PositionNoise, lowest_argmax
-from draftless.noise import KeyedNoise, hash_ids, mix64
+from draftless.noise import (
+    KeyedNoise,
+    hash_ids,
+    mix64,
+    token_keys,
+    uniform,
+    uniform_on_device,
+)
 
 # (seed, sample index, position): noise of the ids 0, 1, 1000 and 151935.
 GOLDEN: dict[tuple[int, int, int], list[float]] = {
@@ -78,11 +86,16 @@ def test_the_contract_in_pure_python(seed: int, sample: int, position: int) -> N
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63, 123_456_789])
 def test_an_accelerator_computes_the_same(seed: int) -> None:
-    """Its way, in torch's signed integers, on a CPU: bit for bit what numpy computes."""
+    """Its way, in torch's signed integers, on a CPU: numpy's numbers, bit for bit up to the logarithm,
+    whose last bit is the library's own."""
     keyed = KeyedNoise(seed, 3)
     ids = torch.arange(5000).view(2, -1)
-    assert keyed._on_device(7, ids).equal(keyed(7, ids))
-    assert keyed._on_device((7, 2**31), ids).equal(keyed((7, 2**31), ids))
+    bits = token_keys(ids.numpy()) + np.uint64(keyed.stream(7))
+    numbers = uniform_on_device(torch.from_numpy(bits.view(np.int64)))
+    assert numbers.equal(torch.from_numpy(uniform(bits)))
+    for position in (7, (7, 2**31)):
+        ours, theirs = keyed(position, ids), keyed._on_device(position, ids)
+        torch.testing.assert_close(theirs, ours, rtol=2**-50, atol=2**-50)
 
 
 def test_splitmix_against_its_published_first_outputs() -> None:

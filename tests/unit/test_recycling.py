@@ -16,7 +16,6 @@ from draftless.drafters.recycling import (
     SuccessorTable,
     nodes_beside,
     recycling_template,
-    top_logits,
 )
 from draftless.errors import ConfigError
 from draftless.noise import KeyedNoise
@@ -156,19 +155,6 @@ def test_a_text_teaches_what_followed_the_newest_first() -> None:
     assert successors(table, 2) == [7, 3], "each follower once, and no more than there is room for"
     assert successors(table, 1) == [4, 5], "what the model said stays"
     assert successors(table, 9) == [], "nothing followed"
-
-
-@pytest.mark.parametrize("vocab_size", [40_000, 33_000, 32_768])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_top_logits_are_the_largest(vocab_size: int, dtype: torch.dtype) -> None:
-    """Also with several of them in one block, and in the tail after the last whole block."""
-    logits = torch.randn(6, vocab_size, generator=torch.Generator().manual_seed(2)).to(dtype)
-    logits[0, 256:270] += 9
-    logits[1, -3:] += 9
-    values, ids = top_logits(logits, 8)
-    assert values.tolist() == logits.topk(8).values.tolist()
-    assert logits.gather(1, ids).tolist() == values.tolist()
-    assert all(len(set(row)) == 8 for row in ids.tolist())
 
 
 # --- the tree ----------------------------------------------------------------------------------

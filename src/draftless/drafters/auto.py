@@ -24,6 +24,7 @@ from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.drafters.probe_worth import ProbeWorth
 from draftless.drafters.sdsat import speaking_slots
 from draftless.drafters.sources import Sources
+from draftless.drafters.successors import Successors
 from draftless.errors import ConfigError
 from draftless.prices import PriceList, read_price_list
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
@@ -46,14 +47,17 @@ _PASSED_ON = 0.25  # of what a request learnt about the sources
 class AutoDrafter:
     """Drafts from all sources at once, by measured prices.
 
-    Of a request nothing stays but a little of how much each kind of evidence was worth (some 240
-    numbers), so that a model whose adaptive tokens mean nothing, say, is known after a few requests.
+    Of a request two things stay, neither of which can change what is written: a little of how much each
+    kind of evidence was worth (some 240 numbers), so that a model whose adaptive tokens mean nothing,
+    say, is known after a few requests; and what the target said after the pairs of tokens it met.
 
     Args:
         prices: what a forward costs on this machine: a `PriceList`, its dict, or its file; None is
             the shape of a usual curve.
         adaptive_ids: adaptive tokens of the model (see `sdsat`); empty: no probes.
         max_width: widest tree, root and probes included.
+        keep_table: keep what the target said after each pair of tokens for later requests, as Token
+            Recycling does, instead of one table for each.
         vocab_size: for checking the ids.
     """
 
@@ -62,6 +66,7 @@ class AutoDrafter:
         prices: PriceList | Mapping[str, Any] | str | Path | None = None,
         adaptive_ids: Sequence[int] = (),
         max_width: int = 32,
+        keep_table: bool = True,
         vocab_size: int | None = None,
     ) -> None:
         check_least("auto", max_width=(max_width, 2))
@@ -73,11 +78,13 @@ class AutoDrafter:
             )
         self._planner = Planner(_price_list(prices), max_width)
         self._adaptive_ids = tuple(adaptive_ids)
+        self._kept = Successors() if keep_table else None
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
         self._learnt = {False: list(GREEDY_WEIGHTS), True: list(COUPLED_WEIGHTS)}
 
     def reset(self, row: Row) -> None:
-        self._states[row] = _State(row, Sources(row), Fusion(self._learnt[row.noise is not None]))
+        sources = Sources(row, Successors() if self._kept is None else self._kept)
+        self._states[row] = _State(row, sources, Fusion(self._learnt[row.noise is not None]))
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         states = [self._states[row] for row in rows]

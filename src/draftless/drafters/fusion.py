@@ -14,9 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 Found = list[tuple[int, int]]
 """Candidates of a node, each a token and a cell; a token that several sources name stands here often."""
 
@@ -57,14 +54,10 @@ def probed_cells(slot: int) -> int:
     return PROBED + min(slot - 1, _PLACES - 1) * _SHARES
 
 
-def share_cells(
-    shares: npt.NDArray[np.float32],  # [m, n], within a source, the largest first
-) -> npt.NDArray[np.int64]:  # [m, n], to be added to the first cell of a source
-    """Cells by log-odds of the share and by rank."""
-    odds = np.log(shares / (1.0 + 1e-6 - shares))
-    cells = np.clip(np.rint(odds), -4, 4).astype(np.int64) * _RANKS + 4 * _RANKS
-    cells[:, 1:] += 1
-    return cells
+def share_cell(share: float, *, is_best: bool) -> int:
+    """What the cell of a source's share adds to the source's first: by its log-odds and by rank."""
+    odds = round(math.log(share / (1.0 + 1e-6 - share)))
+    return (max(-4, min(4, odds)) + 4) * _RANKS + (not is_best)
 
 
 class Fusion:

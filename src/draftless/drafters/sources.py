@@ -13,17 +13,12 @@ positions, as everywhere (`common.competing`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from draftless.drafters.fusion import (
-    AFTER_PAIR,
-    AFTER_TOKEN,
     MAX_ORDER,
     NONE,
     Found,
@@ -32,32 +27,16 @@ from draftless.drafters.fusion import (
     retrieved_cell,
 )
 from draftless.drafters.jacobi import leftover_nodes
-from draftless.drafters.near_top import likeliest, shares_near_top
+from draftless.drafters.near_top import shares_near_top
+from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
+from draftless.engine.likeliest import Scores, likeliest
 from draftless.types import DraftTree, Row, StepRecord
 
 _LEAST_GREEDY, _LEAST_COUPLED = 0.07, 0.03  # of a share; what lies lower is seldom right
-_LIKELY, _LIKELY_TRUNCATED = 32, 32  # successors that compete under the noise
+_SHARED = 8  # tokens that share a row
 _MOST_RETRIEVED = 3  # tokens
 _AHEAD = 5  # depths
-
-Scores = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Successors that the target named once: with cells, or still without the noise of a place.
-
-    Attributes:
-        found: tokens and cells, if decoding is greedy.
-        ids: `[n]` tokens, else.
-        scores: `[n]`, their logits / T.
-    """
-
-    found: Sequence[tuple[int, int]] = ()
-    ids: Ids | None = None
-    scores: Scores | None = None
 
 
 class Sources:
@@ -65,6 +44,7 @@ class Sources:
 
     Args:
         row: the request.
+        successors: to learn from and to add to; other requests may do the same.
 
     Attributes:
         index: what followed each context of the text.
@@ -72,12 +52,11 @@ class Sources:
         slots: of the probes that named the first of them.
     """
 
-    def __init__(self, row: Row) -> None:
+    def __init__(self, row: Row, successors: Successors) -> None:
         self._row = row
+        self._successors = successors
         self.index = SuffixIndex(MAX_ORDER)
         self.index.extend(row.token_ids)
-        self._after_token: dict[int, Entry] = {}
-        self._after_pair: dict[tuple[int, int], Entry] = {}
         self.ahead: list[Found] = []  # of depths 1, 2, ...
         self.slots: list[int] = []  # of the probes that spoke for the first of them
         params = row.params
@@ -85,7 +64,6 @@ class Sources:
         self._is_truncated = bool(params.top_k or params.top_p < 1.0 or params.min_p)
         self._scale = 1.0 / params.temperature if self._is_sampled else 1.0
         self._share = _LEAST_COUPLED if self._is_sampled else _LEAST_GREEDY
-        self._num_likely = _LIKELY_TRUNCATED if self._is_truncated else _LIKELY
         self._noise: dict[int, Scores] = {}
 
     @property
@@ -110,14 +88,16 @@ class Sources:
         """
         found, order = self._retrieved(context, depth)
         speaks = 0 if not order else 1 if order == 1 else 2
-        entry = self._after_pair.get((before, token_id))
-        first = AFTER_PAIR
-        if entry is None:
-            entry, first = self._after_token.get(token_id), AFTER_TOKEN
+        entry, first = self._successors.after(before, token_id)
         if entry is not None:
             speaks += 3
-            said = self._under_noise(entry, depth) if self._is_sampled else entry.found
-            found += [(candidate, cell + first) for candidate, cell in said]
+            said, node = entry
+            near = (
+                self._under_noise(said, node, depth)
+                if self._is_sampled
+                else said.shares(node, self._share)
+            )
+            found += [(candidate, cell + first) for candidate, cell in near]
         if depth <= len(self.ahead):
             speaks += 6
             found += self.ahead[depth - 1]
@@ -144,32 +124,24 @@ class Sources:
             if len(seen) >= _MOST_RETRIEVED:
                 break
         if self._is_sampled and found:
-            noise = self._noise_of(len(self._row.token_ids) + depth - 1, np.array(seen)).tolist()
             found = [
                 (token_id, cell - cell % 4 + _noise_kind(value))
-                for (token_id, cell), value in zip(found, noise, strict=True)
+                for (token_id, cell), value in zip(found, self._noise_of(seen, depth), strict=True)
             ]
         return found, longest
 
-    def _under_noise(self, entry: Entry, depth: int) -> Found:
-        ids, scores = entry.ids, entry.scores
-        assert ids is not None and scores is not None
-        noisy = scores + self._noise_of(len(self._row.token_ids) + depth - 1, ids)
-        weights = np.exp(noisy - noisy.max())
-        near = np.flatnonzero(weights >= 0.03)
-        total = float(weights.sum()) + 1e-9
-        pairs = sorted(zip(weights[near].tolist(), ids[near].tolist(), strict=True), reverse=True)
-        return [
-            (token_id, _share_cell(weight / total, not rank))
-            for rank, (weight, token_id) in enumerate(pairs[:4])
-        ]
+    def _under_noise(self, said: Said, node: int, depth: int) -> Found:
+        noise = self._noise_of(said.ids(node), depth)
+        return said.shares_under(node, noise, self._scale, self._share)
 
-    def _noise_of(self, position: int, ids: npt.NDArray[np.int64]) -> Scores:
-        """Noise of some ids at a position."""
+    def _noise_of(self, ids: Sequence[int], depth: int) -> list[float]:
+        """Noise of some ids at a place `depth` tokens behind the text's last one."""
+        position = len(self._row.token_ids) + depth - 1
         if self._is_truncated:
             assert self._row.noise is not None
-            return self._row.noise(position, torch.from_numpy(ids)).cpu().numpy()
-        return self._noise_at(position)[ids]
+            found: list[float] = self._row.noise(position, torch.tensor(ids)).tolist()
+            return found
+        return list(map(self._noise_at(position).item, ids))
 
     def _noise_at(self, position: int) -> Scores:
         """Of the whole vocabulary, which the target's own draw there needs as well."""
@@ -199,59 +171,41 @@ class Sources:
         firsts = [probed_cells(slot) for _, slot in slots]
         firsts += [denoised_cells(depth) for depth in range(len(slots) + 1, len(ahead) + 1)]
         assert record.logits is not None
-        said, near = self._said(record.logits, num_drafts, ahead)
-        place = len(row.token_ids) - len(record.verdict.token_ids) - 2
+        said = Said(record.logits)
         self.slots = [slot for _, slot in slots]
-        self._recycle(tree, said, row.token_ids[place] if place >= 0 else -1)
+        place = len(row.token_ids) - len(record.verdict.token_ids) - 2
+        self._recycle(tree, said, num_drafts, row.token_ids[place] if place >= 0 else -1)
+        if self._is_sampled:
+            near = self._ahead(said, record.logits, ahead)
+        else:
+            near = [said.shares(node, self._share) for node in ahead]
         self.ahead = [
             [(token_id, cell + first) for token_id, cell in found]
             for found, first in zip(near, firsts, strict=True)
         ]
 
-    def _recycle(self, tree: DraftTree, said: Sequence[Entry], before_root: int) -> None:
+    def _recycle(self, tree: DraftTree, said: Said, num_drafts: int, before_root: int) -> None:
         """Keep what the target said after the root and the drafts."""
-        token_ids, parents = tree.token_ids, tree.parents
-        for node, entry in enumerate(said):
-            token_id = token_ids[node]
+        token_ids, parents, learn = tree.token_ids, tree.parents, self._successors.learn
+        for node in range(num_drafts):
             before = token_ids[parents[node]] if node else before_root
-            self._after_token[token_id] = self._after_pair[before, token_id] = entry
+            learn(before, token_ids[node], (said, node))
 
-    def _said(
-        self,
-        logits: torch.Tensor,  # [N, V]
-        num_drafts: int,
-        ahead: Sequence[int],
-    ) -> tuple[list[Entry], list[Found]]:
-        """Entries of the first nodes, and what some nodes say about depths 1, 2, ..."""
-        if not self._is_sampled:  # all rows as they lie: some are not needed, but none is copied
-            found = shares_near_top(*likeliest(logits), self._share)
-            return [Entry(one) for one in found[:num_drafts]], [found[node] for node in ahead]
-        ids, best = likeliest(logits[:num_drafts], self._num_likely)
-        best *= np.float32(self._scale)
-        entries = [Entry(ids=row, scores=of_row) for row, of_row in zip(ids, best, strict=True)]
-        return entries, self._coupled(logits[list(ahead)]) if ahead else []
-
-    def _coupled(self, logits: torch.Tensor) -> list[Found]:  # [m, V]
-        """What competes for the next `m` positions under their noise."""
-        assert self._row.noise is not None
-        first = len(self._row.token_ids)
-        positions = range(first, first + len(logits))
+    def _ahead(self, said: Said, logits: torch.Tensor, nodes: Sequence[int]) -> list[Found]:
+        """What some nodes say about depths 1, 2, ... of the next tree under the noise there."""
         if self._is_truncated:
-            ids, best = likeliest(logits, self._num_likely)
-            noise = self._row.noise(positions, torch.from_numpy(ids)).cpu().numpy()
-            noisy = best * np.float32(self._scale) + noise.astype(np.float32)
-            places, scores = likeliest(torch.from_numpy(noisy))
-            return shares_near_top(np.take_along_axis(ids, places, 1), scores, self._share)
-        noise = np.stack([self._noise_at(position) for position in positions])
-        noisy = logits.float().cpu().numpy() * np.float32(self._scale) + noise
-        return shares_near_top(*likeliest(torch.from_numpy(noisy)), self._share)
+            return [self._under_noise(said, node, 1 + place) for place, node in enumerate(nodes)]
+        if not nodes:
+            return []
+        first = len(self._row.token_ids)
+        noise = np.stack([self._noise_at(first + place) for place in range(len(nodes))])
+        ids, scores = likeliest(logits[list(nodes)], _SHARED, self._scale, noise)
+        return [
+            shares_near_top(row, of_row, self._share)
+            for row, of_row in zip(ids.tolist(), scores.tolist(), strict=True)
+        ]
 
 
 def _noise_kind(noise: float) -> int:
     """Lucky tokens are drawn though they are unlikely."""
     return 0 if noise < 0.5 else 1 if noise < 2.0 else 2 if noise < 3.5 else 3
-
-
-def _share_cell(share: float, is_best: bool) -> int:
-    odds = round(math.log(share / (1.0 + 1e-9 - share)))
-    return (max(-4, min(4, odds)) + 4) * 2 + (not is_best)

@@ -44,8 +44,8 @@ class LatencyOptions:
     """Which passes are timed, and how often.
 
     Attributes:
-        widths: nodes of one row. On both sides of 8, 16 and 32: compiled passes are padded to such
-            widths, and their time is a staircase.
+        widths: nodes of one row, closest where the time of a pass jumps. It is a staircase: products
+            take 6 rows at once with AVX-512, 16 with AMX, and eight or more at once elsewhere.
         lengths: cached tokens per row; lowered to what the model's context allows.
         rows: of batches; their first is a single row.
         batch_widths: nodes per row where there are several.
@@ -56,7 +56,7 @@ class LatencyOptions:
         ConfigError: an axis is empty, unordered or too small.
     """
 
-    widths: tuple[int, ...] = (1, 2, 4, 8, 9, 16, 17, 32, 33, 64)
+    widths: tuple[int, ...] = (1, 2, 4, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64)
     lengths: tuple[int, ...] = (128, 1024)
     rows: tuple[int, ...] = (1, 8)
     batch_widths: tuple[int, ...] = (1, 4, 16)
@@ -77,7 +77,7 @@ COARSE = LatencyOptions(widths=(1, 4, 16, 64), lengths=(512,), rows=(1,), rounds
 """The quick form for a model whose passes are slow."""
 
 FULL = LatencyOptions(
-    widths=(1, 2, 3, 4, 6, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64, 96, 128),
+    widths=(*range(1, 21), 24, 28, 32, 33, 48, 64, 96, 128),
     lengths=(64, 512, 2048),
     rows=(1, 4, 16),
     rounds=(7, 31),

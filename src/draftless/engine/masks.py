@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from draftless.engine.attention import pack_mask
-from draftless.layout import TreeLayout
+from draftless.layout import TreeLayout, tree_layout
 
 _FULL = "full_attention"
 _SLIDING = "sliding_attention"
+_MOST_TREES = 1024
+_LARGEST_TREE = 128  # nodes; a chunk of a prompt is larger, and not worth remembering
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:
@@ -44,6 +46,7 @@ class MaskBuilder:
         self._groups = groups
         self._dtype = dtype
         self._device = device
+        self._trees: dict[tuple[int, ...], torch.Tensor] = {}
 
     def masks(
         self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
@@ -67,10 +70,24 @@ class MaskBuilder:
 
     def _of_one_row(self, layout: TreeLayout, length: int, context: int) -> torch.Tensor:
         """The same for one row without padding or window: everything cached, and the tree's own mask."""
-        num_nodes = layout.num_nodes
-        mask = torch.zeros((1, 1, num_nodes, context), dtype=self._dtype)
-        mask[0, 0, :, length:].masked_fill_(~layout.mask, -torch.inf)
-        return pack_mask(mask.to(self._device), self._groups)
+        num_queries = layout.num_nodes * self._groups
+        mask = torch.zeros((1, 1, num_queries, context), dtype=self._dtype, device=self._device)
+        if layout.num_nodes > 1:
+            mask[:, :, :, length:] = self._of_tree(layout.parents)
+        return mask
+
+    def _of_tree(self, parents: tuple[int, ...]) -> torch.Tensor:  # [1, 1, G*N, N]
+        """What the nodes of a tree see of each other; remembered, since trees come back."""
+        known = self._trees.get(parents)
+        if known is None:
+            hidden = ~tree_layout(parents).mask[None, None]
+            additive = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
+            known = pack_mask(additive.to(self._device), self._groups)
+            if len(self._trees) >= _MOST_TREES:
+                self._trees.clear()
+            if len(parents) <= _LARGEST_TREE:
+                self._trees[parents] = known
+        return known
 
 
 def _visible(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from draftless.engine import native
 from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.cache import CacheShape, KVCache, cache_keyword
 from draftless.engine.capabilities import check_config, check_model, context_limit, parse_dtype
@@ -137,6 +138,8 @@ class TargetModel:
                 self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
             )
             self._compiled.prepare()
+            if self.device.type == "cpu":
+                native.load("likeliest")
             with torch.inference_mode():
                 check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
@@ -244,7 +247,10 @@ class TargetModel:
             layout = tree_layout(chain_parents(len(chunk)))
             one = self._prepare(cache, slice(row, row + 1), [chunk], [layout])
             hidden = (
-                self.model.base_model(**self._keywords(one, cache)).last_hidden_state[0].float().sum(0)
+                self.model.base_model(**self._keywords(one, cache))
+                .last_hidden_state[0]
+                .float()
+                .sum(0)
             )
             total = hidden if total is None else total + hidden
             cache.commit(row, range(len(chunk)))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
 from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.pieces import cut, merge_linears, tidy
@@ -49,6 +50,7 @@ class CompiledForward:
         self._num_layers = num_layers
         self._dtype = dtype
         self._compiler = PieceCompiler()
+        self._memory = HugePages()
         self._packed: dict[tuple[int, ...], PackedLinear] = {}
         self._programs: dict[SkipSet | None, _Programs] = {}
 
@@ -101,5 +103,5 @@ class CompiledForward:
     def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
         key = tuple(weight.data_ptr() for weight in weights)
         if key not in self._packed:
-            self._packed[key] = pack(weights, biases)
+            self._packed[key] = pack(weights, biases, self._memory)
         return self._packed[key]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch._inductor.codecache import CppCodeCache
 from torch.nn import functional
 
+from draftless.engine import native
+from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.int8 import is_int8, split_int8
 
-_OUTPUTS = 64  # per block; `kOutputs` in linear.cpp
+_OUTPUTS = 64  # per block; `kOutputs` in native/linear.cpp
 
 
 class PackedLinear(Protocol):
@@ -34,7 +32,7 @@ class PackedLinear(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockedLinear:
-    """Through torch's brgemm (`linear.cpp`): next to no set-up per call.
+    """Through torch's brgemm (`native/linear.cpp`): next to no set-up per call.
 
     Attributes:
         weight: `[blocks, in / 2, 64, 2]` bfloat16, or int8 where that holds it exactly.
@@ -49,14 +47,16 @@ class BlockedLinear:
     width: int
 
     @classmethod
-    def pack(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> BlockedLinear:
+    def pack(
+        cls, weight: torch.Tensor, bias: torch.Tensor | None, memory: HugePages
+    ) -> BlockedLinear:
         scale = None
         if is_int8(weight):
             weight, scale = split_int8(weight)
         width, num_inputs = weight.shape
         filled = functional.pad(weight, (0, 0, 0, -width % _OUTPUTS))
-        blocks = filled.view(-1, _OUTPUTS, num_inputs // 2, 2).transpose(1, 2).contiguous()
-        return cls(blocks, scale, bias, width)
+        blocks = filled.view(-1, _OUTPUTS, num_inputs // 2, 2).transpose(1, 2)
+        return cls(memory.place(blocks).contiguous(), scale, bias, width)
 
     @property
     def num_bytes(self) -> int:
@@ -106,7 +106,9 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and torch._C._has_mkldnn and dtype in fast and bool(fast[dtype]())
 
 
-def pack(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> PackedLinear:
+def pack(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None], memory: HugePages
+) -> PackedLinear:
     """Pack weights `[out, in]` of half precision; where one has a bias, the others get zeros."""
     bias = None
     if any(one is not None for one in biases):
@@ -114,18 +116,11 @@ def pack(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None])
         bias = torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in pairs])
     weight = torch.cat(list(weights)) if len(weights) > 1 else weights[0]
     is_blocked = weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and has_blocked()
-    return (BlockedLinear if is_blocked else OneDNNLinear).pack(weight, bias)
+    if is_blocked:
+        return BlockedLinear.pack(weight, bias, memory)
+    return OneDNNLinear.pack(weight, bias)
 
 
-@cache
 def has_blocked() -> bool:
-    """Whether `linear.cpp` runs here; it is compiled now, or was before."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return False
-    try:
-        source = Path(__file__).with_name("linear.cpp").read_text(encoding="utf-8")
-        CppCodeCache.load(source)
-    except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
-        warnings.warn(f"linear.cpp does not compile here, oneDNN takes over: {error}", stacklevel=2)
-        return False
-    return True
+    """Whether `native/linear.cpp` runs here; it is compiled now, or was before."""
+    return native.has_fast_products() and native.load("linear")

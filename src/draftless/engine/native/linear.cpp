@@ -1,7 +1,8 @@
 // x @ weight.T + bias for few rows, on weights that lie in the order in which they are read.
 //
-// The product is torch's own brgemm (AMX tiles, or AVX-512 where a CPU has none). What this saves is the set-up of a oneDNN primitive in
-// every call, which takes longer than the product itself on small models (docs/adr/0007).
+// The product is torch's own brgemm (AMX tiles, or AVX-512 where a CPU has none). What this saves is the
+// set-up of a oneDNN primitive in every call, which takes longer than the product itself on small models
+// (docs/adr/0007).
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -106,7 +107,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
 
 }  // namespace
 
-TORCH_LIBRARY(draftless_cpu, library) {
+TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
   library.def("linear(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, int width) -> Tensor");
 }
 

@@ -1,0 +1,65 @@
+"""The likeliest tokens of some rows of logits, with their scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from draftless.engine import native
+
+Ids = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float32]
+
+_LARGE_VOCAB, _BLOCK = 32768, 128  # above and by which `_topk` looks at blocks first
+
+
+def likeliest(
+    logits: torch.Tensor,  # [m, V]
+    count: int,
+    scale: float = 1.0,
+    noise: Scores | None = None,  # [m, V]
+) -> tuple[Ids, Scores]:
+    """The largest of `logits * scale + noise`, the largest first.
+
+    In one pass by our own operator where the target is compiled, else by `topk`; of equal scores the
+    operator takes the lowest ids, `topk` any.
+
+    Returns:
+        Ids and scores, `[m, min(count, V)]` each.
+    """
+    count = min(count, logits.shape[1])
+    if native.is_loaded("likeliest") and logits.device.type == "cpu":
+        ids, scores = torch.ops.draftless_cpu.likeliest(
+            logits, None if noise is None else torch.from_numpy(noise), scale, count
+        )
+        return ids.numpy(), scores.numpy()
+    if noise is not None or scale != 1.0:
+        logits = logits.float() * scale
+    if noise is not None:
+        logits = logits + torch.from_numpy(noise).to(logits.device)
+    values, ids = _topk(logits, count)
+    return ids.cpu().numpy(), values.float().cpu().numpy()
+
+
+def _topk(
+    logits: torch.Tensor,  # [m, V]
+    count: int,
+) -> tuple[torch.Tensor, torch.Tensor]:  # values and ids, [m, count] each
+    """`topk` for wide rows: of a large vocabulary only the blocks with the largest maxima are sorted.
+
+    The `count` largest logits lie in the `count` blocks with the largest maxima. On a CPU this is
+    several times faster than `topk` over the rows (16 nodes, 152k tokens, bf16: 1.2 ms, not 7.2).
+    """
+    vocab_size = logits.shape[1]
+    if logits.device.type != "cpu" or vocab_size < _LARGE_VOCAB or count * _BLOCK >= vocab_size:
+        top = logits.topk(count)
+        return top.values, top.indices
+    num_whole = vocab_size // _BLOCK
+    maxima = logits[:, : num_whole * _BLOCK].view(len(logits), num_whole, _BLOCK).amax(2)
+    blocks = maxima.topk(count).indices
+    ids = (blocks[:, :, None] * _BLOCK + torch.arange(_BLOCK)).flatten(1)
+    tail = torch.arange(num_whole * _BLOCK, vocab_size).expand(len(ids), -1)
+    ids = torch.cat([ids, tail], dim=1)
+    values, places = logits.gather(1, ids).topk(count)
+    return values, ids.gather(1, places)
