@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from draftless.drafters.pace import LONGEST_MATCH, Pace, trust_after
 from draftless.drafters.planner import (
     OWN_NODE_S,
     OWN_S,
-    Pace,
     Planner,
     StepPrices,
     best_width,
@@ -82,22 +82,40 @@ def hopeless(pace: Pace, num_steps: int, cost: float = 1.3) -> list[bool]:
     for _ in range(num_steps):
         drafted.append(not pace.is_asleep)
         if pace.is_asleep:
-            pace.sleep(has_match=False)
+            pace.sleep(match_len=0)
         else:
             pace.count(1, cost * MS, 1.0 * MS)
     return drafted
 
 
-def test_a_hopeless_text_puts_drafting_to_sleep() -> None:
-    """1.5 plain steps are lost at the start, and then half of one for each longer and longer nap."""
-    drafted = hopeless(Pace(), 300)
+@pytest.mark.parametrize(("trust", "most"), [(0.0, 4.0), (0.5, 6.0), (1.0, 9.0)])
+def test_a_hopeless_text_puts_drafting_to_sleep(trust: float, most: float) -> None:
+    """Some plain steps are lost at the start, and then less for each longer and longer nap."""
+    drafted = hopeless(Pace(trust), 300)
     lost = 0.3 * sum(drafted)
     assert drafted[0] and not drafted[-1]
-    assert lost < 6, "of 300 steps"
+    assert lost < most, "of 300 steps"
     naps = "".join("x" if one else "." for one in drafted).split("x")
     lengths = [len(nap) for nap in naps if nap]
     assert lengths[:4] == [8, 16, 32, 64]
     assert max(lengths) == 64, "it is tried again for ever"
+
+
+def test_trust_follows_what_requests_saved() -> None:
+    trust = 0.5
+    for _ in range(6):
+        trust = trust_after(trust, -0.5)
+    assert trust < 0.01
+    for _ in range(3):
+        trust = trust_after(trust, 4.0)
+    assert trust > 0.8
+
+
+def test_what_was_saved_is_counted() -> None:
+    pace = Pace()
+    pace.count(3, 1.5 * MS, 1.0 * MS)
+    pace.count(1, 1.25 * MS, 1.0 * MS)
+    assert pace.saved == pytest.approx(1.25)
 
 
 def test_what_pays_stays_awake_and_survives_a_bad_stretch() -> None:
@@ -112,7 +130,7 @@ def test_a_long_match_wakes() -> None:
     pace = Pace()
     hopeless(pace, 7)
     assert pace.is_asleep
-    pace.sleep(has_match=True)
+    pace.sleep(match_len=4)
     assert not pace.is_asleep
 
 
@@ -120,7 +138,7 @@ def test_success_makes_naps_short_again() -> None:
     pace = Pace()
     hopeless(pace, 100)
     while pace.is_asleep:
-        pace.sleep(has_match=False)
+        pace.sleep(match_len=0)
     for _ in range(5):
         pace.count(4, 1.2 * MS, 1.0 * MS)
     drafted = hopeless(pace, 30)
@@ -137,14 +155,23 @@ def test_the_rate_follows_the_text_and_is_never_below_plain_decoding() -> None:
     assert pace.rate(1.0 * MS) == 1000
 
 
-def test_a_false_alarm_is_not_heeded_again_during_the_next_nap() -> None:
+def test_after_a_false_alarm_a_match_must_be_longer() -> None:
     pace = Pace()
     hopeless(pace, 7)
-    pace.sleep(has_match=True)
-    hopeless(pace, 3)
-    assert pace.is_asleep
-    pace.sleep(has_match=True)
-    assert pace.is_asleep
+    for match_len in (4, 5, 6, 6):
+        if match_len < LONGEST_MATCH:
+            pace.sleep(match_len - 1)
+            assert pace.is_asleep
+        pace.sleep(match_len)
+        assert not pace.is_asleep, "the longest match always wakes"
+        hopeless(pace, 4)
+        assert pace.is_asleep
+    for _ in range(70):
+        pace.sleep(0)
+    pace.count(6, 1.0 * MS, 1.0 * MS)
+    hopeless(pace, 12)
+    pace.sleep(4)
+    assert not pace.is_asleep, "what pays makes alarms credible again"
 
 
 def test_a_step_may_cost_little_more_than_the_purse_holds() -> None:
@@ -153,5 +180,5 @@ def test_a_step_may_cost_little_more_than_the_purse_holds() -> None:
     assert first > 2.0 * MS, "at the start there is something to try"
     hopeless(pace, 7)
     while pace.is_asleep:
-        pace.sleep(has_match=False)
+        pace.sleep(match_len=0)
     assert 1.0 * MS < pace.most_s(1.0 * MS) < first

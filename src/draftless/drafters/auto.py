@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 from draftless.drafters.best_first import BestFirst
 from draftless.drafters.common import check_least
 from draftless.drafters.fusion import Fusion
-from draftless.drafters.planner import Pace, Planner, StepPrices, best_width
+from draftless.drafters.pace import FIRST_TRUST, Pace, trust_after
+from draftless.drafters.planner import Planner, StepPrices, best_width
 from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.drafters.probe_worth import ProbeWorth
 from draftless.drafters.sdsat import speaking_slots
@@ -40,16 +41,16 @@ _USUAL_PRICES = PriceList.from_points(
 )
 """Where nothing was measured: the shape of an 88M model on two cores (DESIGN 8)."""
 
-_LONG_MATCH = 4  # tokens
 _PASSED_ON = 0.25  # of what a request learnt about the sources
 
 
 class AutoDrafter:
     """Drafts from all sources at once, by measured prices.
 
-    Of a request two things stay, neither of which can change what is written: a little of how much each
+    Of a request three things stay, none of which can change what is written: a little of how much each
     kind of evidence was worth (some 240 numbers), so that a model whose adaptive tokens mean nothing,
-    say, is known after a few requests; and what the target said after the pairs of tokens it met.
+    say, is known after a few requests; whether drafting paid; and what the target said after the pairs of
+    tokens it met.
 
     Args:
         prices: what a forward costs on this machine: a `PriceList`, its dict, or its file; None is
@@ -80,11 +81,15 @@ class AutoDrafter:
         self._adaptive_ids = tuple(adaptive_ids)
         self._kept = Successors() if keep_table else None
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
+        # By whether a request is sampled.
         self._learnt = {False: list(GREEDY_WEIGHTS), True: list(COUPLED_WEIGHTS)}
+        self._trust = {False: FIRST_TRUST, True: FIRST_TRUST}
 
     def reset(self, row: Row) -> None:
         sources = Sources(row, Successors() if self._kept is None else self._kept)
-        self._states[row] = _State(row, sources, Fusion(self._learnt[row.noise is not None]))
+        is_sampled = row.noise is not None
+        fusion, pace = Fusion(self._learnt[is_sampled]), Pace(self._trust[is_sampled])
+        self._states[row] = _State(row, sources, fusion, pace)
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         states = [self._states[row] for row in rows]
@@ -121,7 +126,9 @@ class AutoDrafter:
             state = self._states[record.row]
             state.observe(record, width)
             if record.verdict.finish_reason:
-                state.fusion.teach(self._learnt[record.row.noise is not None], _PASSED_ON)
+                is_sampled = record.row.noise is not None
+                state.fusion.teach(self._learnt[is_sampled], _PASSED_ON)
+                self._trust[is_sampled] = trust_after(self._trust[is_sampled], state.pace.saved)
 
 
 @dataclass(slots=True)
@@ -131,8 +138,8 @@ class _State:
     row: Row
     sources: Sources
     fusion: Fusion
+    pace: Pace
     worth: ProbeWorth = field(default_factory=ProbeWorth)
-    pace: Pace = field(default_factory=Pace)
     growth: BestFirst | None = None
     prices: StepPrices | None = None
 
@@ -146,7 +153,7 @@ class _State:
         if growth is None:
             index = self.sources.index
             index.extend(self.row.token_ids)
-            self.pace.sleep(has_match=len(index.state) > _LONG_MATCH)
+            self.pace.sleep(match_len=len(index.state) - 1)
             return
         self.growth = None
         if verdict.finish_reason:

@@ -20,15 +20,14 @@ from draftless.prices import PriceList, Seconds
 
 # What drafting costs beside the forward, per row of a batch and per node, until it was seen; a
 # sampled node needs the noise of its place.
-OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 32e-6, 80e-6
+OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 30e-6, 50e-6
 
-_OWN_OVER_PROPOSE = 2.2  # observe and the wider verification and commit come on top
+# Observe and the wider verification and commit come on top; sampled, part of the noise would be needed
+# without drafts, too.
+_OWN_OVER_PROPOSE, _OWN_OVER_PROPOSE_SAMPLED = 2.2, 1.6
 _OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.05
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
-_KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
 _MOVED = 1.1  # a slope that moved by less is still the one that was reckoned with
-_USUAL = 1.5  # tokens per step before anything is counted
-_FIRST_WEIGHT = 4.0  # steps that this guess is worth
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ class Planner:
         fit.learn(float(curve[0]), float(curve[width - 1]), forward_s)
         if width > 1:
             # In the list's own seconds, as the forwards are.
-            seen = _OWN_OVER_PROPOSE * propose_s / fit.scale / own_s(width, num_rows, is_sampled)
+            over = _OWN_OVER_PROPOSE_SAMPLED if is_sampled else _OWN_OVER_PROPOSE
+            seen = over * propose_s / fit.scale / own_s(width, num_rows, is_sampled)
             key = num_rows, is_sampled
             own = self._own.get(key, 1.0)
             self._own[key] = own + _OWN_RATE * (min(_OWN_MOST, max(_OWN_LEAST, seen)) - own)
@@ -140,57 +140,3 @@ def best_width(gains: Sequence[Sequence[float]], seconds: Sequence[float], rate:
         if value > best:
             best, chosen = value, place + 1
     return chosen
-
-
-_PURSE, _FIRST_PURSE, _WAKING_PURSE = 3.0, 1.5, 0.4  # plain steps that drafting may lose
-_CREDIT = 0.1  # what one step may cost beyond the purse
-_FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
-
-
-class Pace:
-    """Tokens per second of one request, and whether it drafts or sleeps.
-
-    Drafting has a purse, counted in plain steps: what it saves goes in, what it costs comes out, and
-    no step may cost much more than what is in it. When it is empty drafting sleeps, for twice as many
-    steps each time that waking did not pay. So a text that nobody can guess costs a plain step at the
-    start and little afterwards. A long match wakes at once, unless the last one was a false alarm.
-    """
-
-    def __init__(self) -> None:
-        self._tokens = self._seconds = 0.0
-        self._purse = _FIRST_PURSE
-        self._nap, self._left = _FIRST_NAP, 0
-        self._was_woken = False  # by a match
-        self._heeds_matches = True
-
-    @property
-    def is_asleep(self) -> bool:
-        return self._left > 0
-
-    def rate(self, plain_s: float) -> float:
-        """Tokens per second; never less than plain decoding makes."""
-        tokens = self._tokens + _FIRST_WEIGHT * _USUAL
-        seconds = self._seconds + _FIRST_WEIGHT * plain_s * 1.2
-        return max(tokens / seconds, 1.0 / plain_s)
-
-    def most_s(self, plain_s: float) -> float:
-        """Seconds that the next step may take."""
-        return plain_s * (1.0 + self._purse + _CREDIT)
-
-    def sleep(self, has_match: bool) -> None:
-        """A step without drafting was made."""
-        self._was_woken = has_match and self._heeds_matches
-        self._left = 0 if self._was_woken else self._left - 1
-
-    def count(self, num_tokens: int, seconds: float, plain_s: float) -> None:
-        """A step that drafted was made."""
-        self._tokens = self._tokens * _KEEP + num_tokens
-        self._seconds = self._seconds * _KEEP + seconds
-        self._purse += num_tokens - seconds / plain_s
-        if self._purse < 0.0:
-            self._left, self._purse = self._nap, _WAKING_PURSE
-            self._nap = min(2 * self._nap, _LONGEST_NAP)
-            self._heeds_matches = not self._was_woken
-        elif self._purse >= _PURSE:
-            self._purse, self._nap = _PURSE, _FIRST_NAP
-            self._was_woken = False

@@ -1,0 +1,93 @@
+"""Whether a request drafts or sleeps, and how fast it is."""
+
+from __future__ import annotations
+
+_KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
+_USUAL = 1.5  # tokens per step before anything is counted
+_FIRST_WEIGHT = 4.0  # steps that this guess is worth
+
+_PURSE = 3.0  # plain steps that drafting may lose at most
+_FIRST_PURSE, _WAKING_PURSE = (0.4, 2.6), (0.1, 0.7)  # by trust: none, full
+_CREDIT = 0.1  # what one step may cost beyond the purse
+_FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
+_LONG_MATCH, LONGEST_MATCH = 4, 6  # tokens of a match that wakes: at first, and after false alarms
+
+FIRST_TRUST = 0.5
+"""In a model and a way of decoding of which nothing is known yet."""
+
+_MOVED = 0.5  # of the way to what the last request says
+
+
+def trust_after(trust: float, saved: float) -> float:
+    """How much the next request may try: from 0 (drafting was in vain lately) to 1.
+
+    Args:
+        trust: that this request began with.
+        saved: plain steps that it saved by drafting (`Pace.saved`).
+    """
+    return trust + _MOVED * ((saved > 0.0) - trust)
+
+
+class Pace:
+    """Tokens per second of one request, and whether it drafts or sleeps.
+
+    Drafting has a purse, counted in plain steps: what it saves goes in, what it costs comes out, and
+    no step may cost much more than what is in it. When it is empty drafting sleeps, for twice as many
+    steps each time that waking did not pay. So a text that nobody can guess costs a few plain steps at
+    the start and little afterwards, and where the requests before it were such texts, less. A long match
+    wakes at once; after a false alarm it must be longer.
+
+    Args:
+        trust: see `trust_after`.
+
+    Attributes:
+        saved: plain steps that drafting saved so far.
+    """
+
+    def __init__(self, trust: float = FIRST_TRUST) -> None:
+        self._tokens = self._seconds = 0.0
+        self._purse = _between(_FIRST_PURSE, trust)
+        self._waking_purse = _between(_WAKING_PURSE, trust)
+        self._nap, self._left = _FIRST_NAP, 0
+        self._was_woken = False  # by a match
+        self._waking_match = _LONG_MATCH
+        self.saved = 0.0
+
+    @property
+    def is_asleep(self) -> bool:
+        return self._left > 0
+
+    def rate(self, plain_s: float) -> float:
+        """Tokens per second; never less than plain decoding makes."""
+        tokens = self._tokens + _FIRST_WEIGHT * _USUAL
+        seconds = self._seconds + _FIRST_WEIGHT * plain_s * 1.2
+        return max(tokens / seconds, 1.0 / plain_s)
+
+    def most_s(self, plain_s: float) -> float:
+        """Seconds that the next step may take."""
+        return plain_s * (1.0 + self._purse + _CREDIT)
+
+    def sleep(self, match_len: int) -> None:
+        """A step without drafting was made; so many tokens at the text's end stand in it before."""
+        self._was_woken = match_len >= self._waking_match
+        self._left = 0 if self._was_woken else self._left - 1
+
+    def count(self, num_tokens: int, seconds: float, plain_s: float) -> None:
+        """A step that drafted was made."""
+        self._tokens = self._tokens * _KEEP + num_tokens
+        self._seconds = self._seconds * _KEEP + seconds
+        saved = num_tokens - seconds / plain_s
+        self._purse += saved
+        self.saved += saved
+        if self._purse < 0.0:
+            self._left, self._purse = self._nap, self._waking_purse
+            self._nap = min(2 * self._nap, _LONGEST_NAP)
+            if self._was_woken:
+                self._waking_match = min(self._waking_match + 1, LONGEST_MATCH)
+        elif self._purse >= _PURSE:
+            self._purse, self._nap = _PURSE, _FIRST_NAP
+            self._was_woken, self._waking_match = False, _LONG_MATCH
+
+
+def _between(ends: tuple[float, float], share: float) -> float:
+    return ends[0] + share * (ends[1] - ends[0])
