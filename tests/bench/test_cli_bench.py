@@ -14,8 +14,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from draftless import cli
+from draftless.bench import plan, runner
 from draftless.bench import rows as files
-from draftless.bench import runner
 from draftless.bench.methods import Sampling
 from draftless.bench.rows import read_rows, read_sessions
 from draftless.cli.bench_methods import read_samplings, read_variants
@@ -128,13 +128,13 @@ def test_a_planted_wrong_token_ends_with_code_1(
 def test_a_failed_question_is_told(
     short_run: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = runner.our_method
+    honest = plan.our_method
 
     def fails(model: Any, *rest: Any) -> Any:
         method = honest(model, *rest)
         return method if "Null" in type(model.drafter).__name__ else lambda *_: 1 / 0
 
-    monkeypatch.setattr(runner, "our_method", fails)
+    monkeypatch.setattr(plan, "our_method", fails)
     result = invoke(*short_run, "--drafters=tr-jacobi")
     assert result.exit_code == 0
     line = next(line for line in result.stdout.splitlines() if line.startswith("tr-jacobi"))
@@ -158,11 +158,11 @@ def test_ctrl_c_says_how_to_go_on(
     calls = []
     measure = runner.Run._measure
 
-    def stopped(self: Any, case: Any, repeat: int, index: int) -> Any:
+    def stopped(self: Any, case: Any, repeat: int, index: int, method: Any) -> Any:
         calls.append(index)
         if index == 1:
             raise KeyboardInterrupt
-        return measure(self, case, repeat, index)
+        return measure(self, case, repeat, index, method)
 
     monkeypatch.setattr(runner.Run, "_measure", stopped)
     result = invoke(*short_run)

@@ -7,7 +7,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from support.bench import (
     small_plan,
     watched,
     wide_model,
+    with_methods,
 )
 
 METHODS = bench_model().drafters
@@ -64,6 +64,25 @@ def test_all_cases_of_a_question_come_before_the_next_in_an_order_that_rotates(
         shift = index % len(names)
         assert [name for name, _, _ in group] == names[shift:] + names[:shift]
         assert {ids for _, ids, _ in group} == {tuple(bench_model().encode(question.turns[0]))}
+
+
+def test_what_a_drafter_remembers_does_not_help_it_with_the_same_question_again(
+    tmp_path: Path,
+) -> None:
+    """Neither the warm-up, nor another temperature, nor an earlier repetition counts."""
+    kept = ("recycling", {"keep_table": True})
+    options: dict[str, Any] = {"drafters": (), "variants": (kept,), "max_new_tokens": 40}
+    questions = QUESTIONS[:1]
+    samplings = (Sampling(), Sampling(0.01))
+    plan = small_plan(questions=questions, repeats=2, samplings=samplings, **options)
+    rows = [row for row in carry_out(plan, tmp_path) if row.case.method != "none"]
+    assert len(rows) == 4
+    prompt_ids = bench_model().encode(questions[0].turns[0])
+    for row in rows:
+        method = plan.fresh_methods()[row.case]
+        first, second = (method(prompt_ids, row.seed).num_forward_passes for _ in range(2))
+        assert row.turns[0].num_forward_passes == first
+        assert second < first, "a table that met the question shows"
 
 
 def test_seeds_are_equal_across_cases_and_differ_elsewhere(tmp_path: Path) -> None:
@@ -174,7 +193,7 @@ def test_a_resumed_question_is_compared_with_the_plain_run_of_before(tmp_path: P
     plan = small_plan(drafters=("none", "tr-jacobi"))
     plain = next(case for case in plan.methods if case.method == "none")
     calls: list[Any] = []
-    plan = replace(plan, methods={**plan.methods, plain: lambda *call: calls.append(call)})
+    plan = with_methods(plan, {**plan.methods, plain: lambda *call: calls.append(call)})
     rows = carry_out(plan, tmp_path, is_resumed=True)
     assert calls == []
     assert all(row.turns[0].margin is None for row in rows)
@@ -234,7 +253,7 @@ def test_a_row_with_an_error_is_tried_again(tmp_path: Path) -> None:
     broken = dict(plan.methods)
     case = next(case for case in broken if case.method == "tr-jacobi")
     broken[case] = lambda *_: 1 / 0
-    carry_out(replace(plan, methods=broken), tmp_path)
+    carry_out(with_methods(plan, broken), tmp_path)
     assert [row.error for row in read_rows(tmp_path) if row.case == case] == [
         "ZeroDivisionError: division by zero"
     ]
@@ -331,7 +350,7 @@ def test_a_planted_crash_is_a_row_and_the_run_goes_on(
 def test_without_plain_decoding_nothing_is_called_a_defect(tmp_path: Path) -> None:
     plan = small_plan(limit=1)
     plain = next(case for case in plan.methods if case.method == "none")
-    rows = carry_out(replace(plan, methods={**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
+    rows = carry_out(with_methods(plan, {**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
     assert not defects(rows)
     assert sum(row.error is not None for row in rows) == 1
 
@@ -340,7 +359,7 @@ def test_an_answer_is_compared_when_plain_decoding_comes_late(tmp_path: Path) ->
     """It failed in the first session; what was not comparable then is compared in the second."""
     plan = small_plan(questions=QUESTIONS[1:2], drafters=("tr-jacobi",))
     plain, ours = plan.methods
-    carry_out(replace(plan, methods={**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
+    carry_out(with_methods(plan, {**plan.methods, plain: lambda *_: 1 / 0}), tmp_path)
     (kept,) = [row for row in read_rows(tmp_path) if row.error is None]
     kept.turns[1].token_ids[3] ^= 1
     files.append_row(tmp_path, kept)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from draftless.bench.plan import Plan
 from draftless.bench.questions import Question
 from draftless.bench.rows import Row, read_rows, read_sessions
-from draftless.bench.runner import Plan, Run
+from draftless.bench.runner import Run
 from draftless.bench.streams import make_streams
 from draftless.errors import ConfigError
 from support.bench import carry_out, small_plan, watched

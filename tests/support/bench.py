@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,11 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from draftless import Draftless
+from draftless.bench.methods import Method
+from draftless.bench.plan import Plan, RunOptions, make_plan
 from draftless.bench.questions import Question
 from draftless.bench.rows import Case, Row, Turn
-from draftless.bench.runner import Plan, Run, RunOptions, make_plan
+from draftless.bench.runner import Run
 from draftless.engine import loop
 from draftless.engine.verify import walk
 from draftless.manifest import Manifest, write_manifest
@@ -123,6 +125,11 @@ def carry_out(plan: Plan, folder: Path, *, is_resumed: bool = False) -> list[Row
     return [row for rows in Run(plan, folder, is_resumed=is_resumed).rows() for row in rows]
 
 
+def with_methods(plan: Plan, methods: Mapping[Case, Method]) -> Plan:
+    """The same plan with other methods, for the warm-up and for all that is measured."""
+    return replace(plan, methods=methods, fresh_methods=lambda: methods)
+
+
 def watched(plan: Plan, answers: dict[str, str] | None = None) -> tuple[Plan, list[Call]]:
     """The same plan with methods that only note their calls; the warm-up counts, too."""
     calls: list[Call] = []
@@ -135,7 +142,7 @@ def watched(plan: Plan, answers: dict[str, str] | None = None) -> tuple[Plan, li
         return run
 
     methods = {case: fake(case.method) for case in plan.methods}
-    return replace(plan, methods=methods), calls
+    return with_methods(plan, methods), calls
 
 
 def keys(rows: Sequence[Row]) -> Counter[tuple[Case, tuple[str, int, float | None]]]:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from draftless import Draftless
+    from draftless.bench.plan import Plan, RunOptions
     from draftless.bench.questions import Question
     from draftless.bench.rows import Row
-    from draftless.bench.runner import Plan, Run, RunOptions
+    from draftless.bench.runner import Run
     from draftless.bench.summary import CaseSummary
 
 HEADINGS = ("tok/step", "tok/s", "speed-up [95 %]", "identical", "near-ties", "failed")
@@ -80,7 +81,8 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         draftless bench run --drafter-option sdsat.steps=2 --sweep sdsat.k=1..13 --no-peers
         draftless bench run ./my-model --suite data --categories code,sql --limit 80 --mix 0,0.5,1
     """
-    from draftless.bench.runner import RunOptions, check_folder
+    from draftless.bench.plan import RunOptions
+    from draftless.bench.runner import check_folder
 
     called, suite_name = name or _short_name(model), Path(suite).name
     folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
@@ -114,8 +116,8 @@ def _questions(suite: str, data: Path | None, categories: Sequence[str]) -> list
 
 
 def _plan(model: Draftless, questions: list[Question], chosen: RunOptions) -> Plan:
+    from draftless.bench.plan import make_plan
     from draftless.bench.questions import random_questions
-    from draftless.bench.runner import make_plan
 
     return make_plan(model, questions or random_questions(model, chosen.seed), chosen)
 
