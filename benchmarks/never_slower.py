@@ -14,6 +14,7 @@ import argparse
 import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from draftless import Draftless, SamplingParams, embedded_model_path
+from draftless import Draftless, Output, SamplingParams, embedded_model_path
 from draftless.bench.questions import balanced, load_suite, random_questions
 from draftless.bench.statistics import rate_ratio, stratified_interval
 from draftless.engine.latency import prices_of
@@ -60,30 +61,37 @@ def measure(
     params: SamplingParams,
     repeats: int,
 ) -> dict[str, Any]:
-    """Tokens per second of the drafter over plain decoding's, batch by batch in turns."""
+    """Tokens per second of the drafter over plain decoding's, batch by batch in turns.
+
+    Every repeat begins with a drafter that has met none of the prompts, and keeps it over them, as a
+    server would.
+    """
     eos_ids = model.eos_token_ids
     params = replace(params, eos_token_ids=eos_ids)
-    methods = {"none": silent(model, "none"), drafter: silent(model, drafter)}
-    numbers, shares, differing = [], [], 0
-    for method in methods.values():
-        method.generate(batches[0], params)  # the first call pays for things that later ones do not
-    for index, batch in enumerate(batches):
-        seconds: dict[str, list[float]] = {name: [] for name in methods}
-        outputs: dict[str, Any] = {}
-        for repeat in range(repeats):
-            order = list(methods) if (index + repeat) % 2 else list(methods)[::-1]
-            for name in order:
+    names = ("none", drafter)
+    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    outputs: dict[tuple[str, int], list[Output]] = {}
+    for name in names:
+        silent(model, name).generate(
+            batches[0], params
+        )  # it pays for things that later calls do not
+    for repeat in range(repeats):
+        methods = {name: silent(model, name) for name in names}
+        for index, batch in enumerate(batches):
+            for name in names if (index + repeat) % 2 else names[::-1]:
                 begin = time.perf_counter()
-                outputs[name] = methods[name].generate(batch, params)
-                seconds[name].append(time.perf_counter() - begin)
-        tokens = {name: sum(len(o.token_ids) for o in outputs[name]) for name in methods}
-        differing += sum(
-            a.token_ids != b.token_ids
-            for a, b in zip(outputs["none"], outputs[drafter], strict=True)
-        )
-        own, plain = statistics.median(seconds[drafter]), statistics.median(seconds["none"])
-        numbers.append([tokens[drafter], own, tokens["none"], plain])
-        shares += [o.stats.acceptance_length for o in outputs[drafter]]
+                outputs[name, index] = methods[name].generate(batch, params)
+                seconds[name, index].append(time.perf_counter() - begin)
+    numbers, shares, differing = [], [], 0
+    for index in range(len(batches)):
+        plain, own = outputs["none", index], outputs[drafter, index]
+        differing += sum(a.token_ids != b.token_ids for a, b in zip(plain, own, strict=True))
+        shares += [output.stats.acceptance_length for output in own]
+        row: list[float] = []
+        for name, found in ((drafter, own), ("none", plain)):
+            row += [sum(len(output.token_ids) for output in found)]
+            row += [statistics.median(seconds[name, index])]
+        numbers.append(row)
     ratio = stratified_interval([np.array(numbers, dtype=float)], rate_ratio)
     return {
         "num_batches": len(batches),
