@@ -87,7 +87,7 @@ class Draftless:
                 about 1,000 tokens on. Where that is impossible a warning says why.
             strict: the same ids for every drafter in half precision, too; needs `compile`, costs time.
             int8: round the weights of the linear layers to what int8 holds; this model's own output is
-                then the target. Compiled on a CPU with AMX, they take half the memory.
+                then the target. Compiled on a CPU with AVX512-BF16, they take half the memory.
             input_only_ids: ids that are never emitted, in addition to the adaptive tokens that the
                 checkpoint's `draftless.json` names; for a loaded model, which comes without one.
 

@@ -45,7 +45,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("recycling", {"template": [[0], [1], [0, 2], [0, 2, 0]]}),
     ("tr-jacobi", {"template": [[0], [2], [0, 1], [0, 1, 0]]}),
     ("auto", {"prices": STEEP, "adaptive_ids": []}),
-    ("auto", {"prices": STEEP, "max_width": 3}),
+    ("auto", {"prices": STEEP, "max_width": 3, "keep_table": False}),
     ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
 )
 """Options that change what is proposed; they take turns in the cells of the matrix."""
