@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
 from draftless.drafters.registry import DRAFTERS, NEED_CHECKPOINT
 from draftless.errors import ConfigError
-from support.bench import fresh_model, small_plan
+from support.bench import QUESTIONS, bench_model, carry_out, fresh_model, small_plan
 
 
 def test_the_cases_are_what_was_asked_for() -> None:
@@ -63,3 +64,22 @@ def test_drafters_that_need_training_are_left_out_unless_named() -> None:
     trained = small_plan()
     assert [case.method for case in trained.methods] == list(trained.model.drafters)
     assert "sdsat" in trained.model.drafters
+
+
+def test_what_a_drafter_remembers_does_not_help_it_with_the_same_question_again(
+    tmp_path: Path,
+) -> None:
+    """Neither the warm-up, nor another temperature, nor an earlier repetition counts."""
+    kept = ("recycling", {"keep_table": True})
+    options: dict[str, Any] = {"drafters": (), "variants": (kept,), "max_new_tokens": 40}
+    questions = QUESTIONS[:1]
+    samplings = (Sampling(), Sampling(0.01))
+    plan = small_plan(questions=questions, repeats=2, samplings=samplings, **options)
+    rows = [row for row in carry_out(plan, tmp_path) if row.case.method != "none"]
+    assert len(rows) == 4
+    prompt_ids = bench_model().encode(questions[0].turns[0])
+    for row in rows:
+        method = plan.fresh_methods()[row.case]
+        first, second = (method(prompt_ids, row.seed).num_forward_passes for _ in range(2))
+        assert row.turns[0].num_forward_passes == first
+        assert second < first, "a table that met the question shows"

@@ -66,25 +66,6 @@ def test_all_cases_of_a_question_come_before_the_next_in_an_order_that_rotates(
         assert {ids for _, ids, _ in group} == {tuple(bench_model().encode(question.turns[0]))}
 
 
-def test_what_a_drafter_remembers_does_not_help_it_with_the_same_question_again(
-    tmp_path: Path,
-) -> None:
-    """Neither the warm-up, nor another temperature, nor an earlier repetition counts."""
-    kept = ("recycling", {"keep_table": True})
-    options: dict[str, Any] = {"drafters": (), "variants": (kept,), "max_new_tokens": 40}
-    questions = QUESTIONS[:1]
-    samplings = (Sampling(), Sampling(0.01))
-    plan = small_plan(questions=questions, repeats=2, samplings=samplings, **options)
-    rows = [row for row in carry_out(plan, tmp_path) if row.case.method != "none"]
-    assert len(rows) == 4
-    prompt_ids = bench_model().encode(questions[0].turns[0])
-    for row in rows:
-        method = plan.fresh_methods()[row.case]
-        first, second = (method(prompt_ids, row.seed).num_forward_passes for _ in range(2))
-        assert row.turns[0].num_forward_passes == first
-        assert second < first, "a table that met the question shows"
-
-
 def test_seeds_are_equal_across_cases_and_differ_elsewhere(tmp_path: Path) -> None:
     plan, calls = watched(small_plan(repeats=2, samplings=(Sampling(), Sampling(1.0)), seed=4))
     rows = carry_out(plan, tmp_path)

@@ -81,12 +81,11 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         draftless bench run --drafter-option sdsat.steps=2 --sweep sdsat.k=1..13 --no-peers
         draftless bench run ./my-model --suite data --categories code,sql --limit 80 --mix 0,0.5,1
     """
-    from draftless.bench.plan import RunOptions
-    from draftless.bench.runner import check_folder
+    from draftless.bench import plan, runner
 
     called, suite_name = name or _short_name(model), Path(suite).name
     folder = output or Path("bench-runs") / f"{called}-{suite_name.partition('.')[0]}"
-    chosen = RunOptions(
+    chosen = plan.RunOptions(
         name=called, suite=suite_name, mixes=read_mixes(mix), limit=limit, repeats=repeats,
         seed=seed, max_new_tokens=max_new_tokens, is_raw=raw, has_peers=peers,
         drafters=tuple(split(drafters)) or None,
@@ -94,7 +93,7 @@ def run(  # noqa: PLR0913 - the command line is derived from the signature
         samplings=read_samplings(temperature or ["0"], top_k=top_k, top_p=top_p, min_p=min_p),
     )  # fmt: skip
     questions = _questions(suite, data, split(categories))
-    check_folder(folder, is_resumed=resume)
+    runner.check_folder(folder, is_resumed=resume)
     set_up_torch(threads)
     loaded = load_model(
         model, dtype=dtype, device=device, drafter="none", compile=compile, strict=strict, int8=int8
