@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from draftless.drafters import successors as successors_module
-from draftless.drafters.best_first import FUSED, PROBE, BestFirst
+from draftless.drafters.best_first import _FADE, FUSED, PROBE, BestFirst
 from draftless.drafters.fusion import (
     AFTER_PAIR,
     AFTER_TOKEN,
@@ -236,6 +236,18 @@ def test_the_tree_grows_by_gain() -> None:
     assert set(tree.sources[1:]) == {FUSED, PROBE}
     siblings = [(tree.parents[n], tree.token_ids[n]) for n in drafts]
     assert len(set(siblings)) == len(siblings)
+
+
+def test_deep_drafts_promise_a_little_less() -> None:
+    """The same two candidates at every place; from the third on a chance counts for less."""
+    growth = grown(60)
+    reach: dict[int, float] = {}
+    for token_id, own in zip(growth.token_ids, growth.reach, strict=True):
+        reach[token_id] = max(own, reach.get(token_id, 0.0))  # behind the good ones
+    chance = reach[10]
+    assert reach[20] == pytest.approx(chance**2)
+    assert reach[30] == pytest.approx(_FADE * chance**3)
+    assert reach[40] == pytest.approx(_FADE**2 * chance**4)
 
 
 def test_a_narrower_tree_is_the_beginning_of_the_wider_one() -> None:
