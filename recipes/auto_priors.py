@@ -130,7 +130,9 @@ def main() -> None:
     plain = Draftless.from_pretrained(compile=True, drafter="none")
     prices = prices_of(plain.target)
     files = sorted(options.suite.glob(f"*/{options.split}.jsonl.gz"))
-    found = [question for file in files for question in read_questions(file, category=file.parent.name)]
+    found = [
+        question for file in files for question in read_questions(file, category=file.parent.name)
+    ]
     domains: dict[str, list[Question]] = defaultdict(list)
     for question in balanced(found, len(files) * (options.skip + options.per_domain)):
         domains[question.category].append(question)
