@@ -63,8 +63,26 @@ def test_medians_of_turns_that_alternate(clock: Clock) -> None:
     assert found["plain_tokens_per_second"] == 4.0
     assert (found["num_batches"], found["batch_size"], found["num_differing"]) == (2, 2, 0)
     turns = clock.calls[2:]
-    assert turns[:6] == ["auto", "none", "none", "auto", "auto", "none"]
-    assert turns[6:] == ["none", "auto", "auto", "none", "none", "auto"]
+    assert turns[:4] == turns[8:] == ["auto", "none", "none", "auto"], (
+        "a repeat is over all batches"
+    )
+    assert turns[4:8] == ["none", "auto", "auto", "none"]
+
+
+def test_each_repeat_begins_with_a_drafter_that_met_nothing(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The warm-up has its own, too."""
+    clock.seconds = {"none": [1.0], "auto": [1.0]}
+    made: list[FakeModel] = []
+
+    def silent(model: FakeModel, name: str) -> FakeModel:
+        made.append(FakeModel(model.clock, name))
+        return made[-1]
+
+    monkeypatch.setattr(never_slower, "silent", silent)
+    measured(clock, repeats=3)
+    assert [model.drafter for model in made].count("auto") == 1 + 3
 
 
 @pytest.mark.parametrize(("seconds", "is_slower"), [(1.01, False), (1.03, True), (0.5, False)])
