@@ -71,10 +71,8 @@ def measure(
     names = ("none", drafter)
     seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
     outputs: dict[tuple[str, int], list[Output]] = {}
-    for name in names:
-        silent(model, name).generate(
-            batches[0], params
-        )  # it pays for things that later calls do not
+    for name in names:  # the first call pays for things that later ones do not
+        silent(model, name).generate(batches[0], params)
     for repeat in range(repeats):
         methods = {name: silent(model, name) for name in names}
         for index, batch in enumerate(batches):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from draftless.drafters.fusion import Found, share_cell
 
+NUM_SHARED = 8
+"""Tokens that share a row."""
+
 
 def shares_near_top(
     ids: Sequence[int],  # n, the likeliest first

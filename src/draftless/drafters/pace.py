@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from draftless.drafters.fusion import MAX_ORDER
+
 _KEEP = 0.95  # of the sums behind the rate, per step: some twenty steps count
 _USUAL = 1.5  # tokens per step before anything is counted
 _FIRST_WEIGHT = 4.0  # steps that this guess is worth
@@ -10,7 +12,8 @@ _PURSE = 3.0  # plain steps that drafting may lose at most
 _FIRST_PURSE, _WAKING_PURSE = (0.4, 2.6), (0.1, 0.7)  # by trust: none, full
 _CREDIT = 0.1  # what one step may cost beyond the purse
 _FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
-_LONG_MATCH, LONGEST_MATCH = 4, 6  # tokens of a match that wakes: at first, and after false alarms
+# Tokens of a match that wakes: at first, and after false alarms. Longer ones are not told apart.
+_LONG_MATCH, LONGEST_MATCH = 4, MAX_ORDER
 
 FIRST_TRUST = 0.5
 """In a model and a way of decoding of which nothing is known yet."""

@@ -27,14 +27,13 @@ from draftless.drafters.fusion import (
     retrieved_cell,
 )
 from draftless.drafters.jacobi import leftover_nodes
-from draftless.drafters.near_top import shares_near_top
+from draftless.drafters.near_top import NUM_SHARED, shares_near_top
 from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
 from draftless.engine.likeliest import Scores, likeliest
 from draftless.types import DraftTree, Row, StepRecord
 
 _LEAST_GREEDY, _LEAST_COUPLED = 0.07, 0.03  # of a share; what lies lower is seldom right
-_SHARED = 8  # tokens that share a row
 _MOST_RETRIEVED = 3  # tokens
 _AHEAD = 5  # depths
 
@@ -199,7 +198,7 @@ class Sources:
             return []
         first = len(self._row.token_ids)
         noise = np.stack([self._noise_at(first + place) for place in range(len(nodes))])
-        ids, scores = likeliest(logits[list(nodes)], _SHARED, self._scale, noise)
+        ids, scores = likeliest(logits[list(nodes)], NUM_SHARED, self._scale, noise)
         return [
             shares_near_top(row, of_row, self._share)
             for row, of_row in zip(ids.tolist(), scores.tolist(), strict=True)

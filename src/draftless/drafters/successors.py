@@ -11,13 +11,12 @@ from collections.abc import Sequence
 import torch
 
 from draftless.drafters.fusion import AFTER_PAIR, AFTER_TOKEN, Found
-from draftless.drafters.near_top import shares_near_top
+from draftless.drafters.near_top import NUM_SHARED, shares_near_top
 from draftless.engine.likeliest import likeliest
 
 NUM_LIKELY = 16
 """Tokens that are kept of a node; under the noise of a place they compete."""
 
-_SHARED = 8  # tokens that share a row
 _MOST_ENTRIES = 1 << 16  # of each of two generations; an entry takes some 300 bytes
 
 
@@ -43,7 +42,10 @@ class Said:
         """Tokens of a node and their share cells; computed once, for the first `least` asked for."""
         known = self._shares.get(node)
         if known is None:
-            ids, logits = self._ids[node, :_SHARED].tolist(), self._logits[node, :_SHARED].tolist()
+            ids, logits = (
+                self._ids[node, :NUM_SHARED].tolist(),
+                self._logits[node, :NUM_SHARED].tolist(),
+            )
             known = self._shares[node] = shares_near_top(ids, logits, least)
         return known
 
@@ -51,7 +53,7 @@ class Said:
         """The same under the noise of the node's tokens at a place, for logits times `scale`."""
         logits = self._logits[node].tolist()
         scores = [one * scale + more for one, more in zip(logits, noise, strict=True)]
-        best = sorted(zip(scores, self.ids(node), strict=True), reverse=True)[:_SHARED]
+        best = sorted(zip(scores, self.ids(node), strict=True), reverse=True)[:NUM_SHARED]
         return shares_near_top([one for _, one in best], [score for score, _ in best], least)
 
 
