@@ -17,6 +17,7 @@ vocabulary size, the device or the order of calls, so a drafter may look at it (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -49,7 +50,7 @@ def hash_ids(seed: int, *integers: int, ids: Sequence[int] = ()) -> int:
     return state
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The int64 with the same bits, because torch has no unsigned arithmetic."""
     value &= _MASK64
     return value - (1 << 64) if value >> 63 else value
@@ -92,8 +93,8 @@ def uniform(bits: np.ndarray) -> np.ndarray:
 
 def uniform_on_device(bits: torch.Tensor) -> torch.Tensor:
     """From the same bits (int64 `[...]`) on: fp64 `[...]`, the uniform numbers."""
-    bits = (bits ^ _shift_right(bits, 30)) * _signed(_MUL_1)
-    bits = (bits ^ _shift_right(bits, 27)) * _signed(_MUL_2)
+    bits = (bits ^ _shift_right(bits, 30)) * signed(_MUL_1)
+    bits = (bits ^ _shift_right(bits, 27)) * signed(_MUL_2)
     bits = bits ^ _shift_right(bits, 31)
     return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
 
@@ -133,12 +134,20 @@ class KeyedNoise:
         return self._on_device(position, token_ids)
 
     def _on_device(self, position: int | Sequence[int], token_ids: torch.Tensor) -> torch.Tensor:
-        bits = (token_ids + 1) * _signed(_GOLDEN)
+        bits = (token_ids + 1) * signed(_GOLDEN)
         if isinstance(position, int):
-            bits += _signed(self.stream(position))
+            bits += signed(self.stream(position))
         else:
             bits += torch.from_numpy(self.streams(position).view(np.int64)).to(bits.device)
         return -torch.log(-torch.log(uniform_on_device(bits)))
+
+    def few(self, position: int, token_ids: Sequence[int]) -> list[float]:
+        """The same for a handful of ids: without tensors, which cost more than the noise itself."""
+        stream, log = self.stream(position), math.log
+        return [
+            -log(-log(((mix64(stream + (token_id + 1) * _GOLDEN) >> 12) + 0.5) * 2.0**-52))
+            for token_id in token_ids
+        ]
 
     def stream(self, position: int) -> int:
         """What seed, sample and position bring to the bits."""

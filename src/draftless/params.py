@@ -132,6 +132,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @property
+    def is_truncated(self) -> bool:
+        """Whether top-k, top-p or min-p may drop tokens."""
+        return bool(self.top_k or self.min_p) or self.top_p < 1.0
+
+    @property
     def has_processors(self) -> bool:
         """Whether logits depend on the prefix: anything that runs before the warpers."""
         return any(getattr(self, name) != _DEFAULTS[name] for name in _PROCESSOR_FIELDS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from draftless.errors import ConfigError
@@ -23,9 +25,48 @@ LastKind = Literal["recovered", "bonus", "stopped"]
 """What the last token of a step is: drawn where no child carried it, drawn at a leaf (the whole
 path was accepted), or the token that completed a stop."""
 
-NoiseOf = Callable[[int | Sequence[int], torch.Tensor | None], torch.Tensor]
-"""Gumbel noise (float64) of given ids, or of the whole vocabulary (None), at one position or at
-`m` positions (ids `[m, n]`)."""
+
+class Noise(Protocol):
+    """Gumbel noise of the target's own draws, by position (`engine.position_noise`)."""
+
+    def __call__(
+        self, position: int | Sequence[int], token_ids: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Noise (float64) of given ids, or of the whole vocabulary (None), at one position or at `m`
+        positions (ids `[m, n]`)."""
+        ...
+
+    def draw(self, logits: torch.Tensor, row: int, position: int, temperature: float) -> int | None:
+        """The largest of `logits [N, V][row] / temperature + noise`, the lowest id on ties; None where
+        nothing is faster than the noise of the whole vocabulary."""
+        ...
+
+    def few(self, position: int, token_ids: Sequence[int]) -> list[float]:
+        """Noise of a handful of ids at one position."""
+        ...
+
+    def ranked(
+        self,
+        token_ids: Sequence[int],
+        logits: Sequence[float],
+        position: int,
+        temperature: float,
+        count: int,
+    ) -> tuple[list[int], list[float]]:
+        """A handful of ids and their `logits / temperature + noise`: the `count` best, the best first."""
+        ...
+
+    def likeliest(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[int],
+        positions: Sequence[int],
+        temperature: float,
+        count: int,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+        """Ids and scores `[m, count]` of the largest of `logits [N, V][rows] / temperature + noise`,
+        the largest first; a position per row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +176,7 @@ class Row:
         request_id: int,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        noise: NoiseOf | None,
+        noise: Noise | None,
     ) -> None:
         self.request_id = request_id
         self.token_ids = list(prompt_ids)

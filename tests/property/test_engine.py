@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from draftless.drafters.ngram import NgramIndex
 from draftless.drafters.registry import DRAFTERS
-from draftless.engine.sampling import PositionNoise
+from draftless.engine.position_noise import PositionNoise
 from draftless.engine.tree import prune
 from draftless.engine.verify import walk
 from draftless.noise import KeyedNoise

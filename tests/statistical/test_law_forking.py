@@ -19,9 +19,11 @@ from transformers.generation import logits_process as hf
 
 from draftless.drafters.growth import TreeGrowth
 from draftless.engine import sampling
+from draftless.engine.position_noise import PositionNoise
 from draftless.engine.sampling import TokenSampler
 from draftless.engine.stops import StopChecker
 from draftless.engine.verify import walk
+from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, Verdict
 from support.nucleus import nucleus_of_sdsat
@@ -162,8 +164,14 @@ class Fork:
         return True
 
 
-def no_noise(_position: int, _ids: torch.Tensor | None) -> torch.Tensor:
-    return torch.zeros(())
+class NoNoise(PositionNoise):
+    """Leaves the scores as they are, for `Fork` to choose by."""
+
+    def __call__(self, *_: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+    def draw(self, *_: Any) -> None:
+        """By no operator, which would choose itself."""
 
 
 def forked_law(
@@ -177,7 +185,7 @@ def forked_law(
     monkeypatch.setattr(sampling, "lowest_argmax", fork.choose)
     params = SamplingParams(**{"max_new_tokens": LENGTH, "temperature": 1.0, **options})
     while True:
-        row = Row(0, PROMPT, params, no_noise)
+        row = Row(0, PROMPT, params, NoNoise(KeyedNoise(0), VOCAB, CPU))
         sampler, stops = TokenSampler(row, eos, CPU), StopChecker(row, eos, None, None, CPU)
         reason = None
         while reason is None:

@@ -10,7 +10,7 @@ import torch
 
 from draftless.engine.cache import KVCache
 from draftless.engine.loop import Request, decode, make_request
-from draftless.engine.sampling import PositionNoise
+from draftless.engine.position_noise import PositionNoise
 from draftless.engine.target import TargetModel
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams

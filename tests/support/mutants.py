@@ -13,6 +13,7 @@ import torch
 from draftless.engine import loop
 from draftless.engine import masks as masks_module
 from draftless.engine.cache import KVCache
+from draftless.engine.position_noise import PositionNoise
 from draftless.engine.sampling import TokenSampler
 from draftless.engine.target import TargetModel
 from draftless.engine.verify import walk
@@ -95,9 +96,8 @@ def _other_draw(draw: Draw, sample: int) -> Draw:
     keyed = KeyedNoise(row.params.seed, row.params.sample_index + sample)
 
     def other(node: int, path_ids: Sequence[int]) -> int:
-        vocab = torch.arange(sampler._logits.shape[1])
-        noise = row.noise
-        row.noise = noise and (lambda position, ids: keyed(position, vocab if ids is None else ids))
+        logits, noise = sampler._logits, row.noise
+        row.noise = noise and PositionNoise(keyed, logits.shape[1], logits.device)
         try:
             return draw(node, path_ids)
         finally:
@@ -211,8 +211,10 @@ def noise_of_the_roots_position(patch: pytest.MonkeyPatch, _: TargetModel) -> No
 
     def stuck(original: Any, self: TokenSampler, node: int, path: Sequence[int]) -> int:
         row, noise = self._row, self._row.noise
-        assert noise is not None
-        row.noise = lambda position, ids: noise(position - len(path), ids)
+        assert noise is not None and row.params.seed is not None
+        keyed = KeyedNoise(row.params.seed)
+        object.__setattr__(keyed, "_base", keyed._base - len(path))  # as if the walk were there yet
+        row.noise = PositionNoise(keyed, self._logits.shape[1], self._logits.device)
         try:
             return original(self, node, path)
         finally:

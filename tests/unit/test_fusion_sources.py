@@ -23,6 +23,8 @@ from draftless.drafters.priors import GREEDY_WEIGHTS
 from draftless.drafters.sources import Sources
 from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
+from draftless.engine.position_noise import PositionNoise
+from draftless.noise import KeyedNoise
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 from support.driving import make_row
 
@@ -94,10 +96,12 @@ def test_one_memory_serves_every_temperature() -> None:
     logits = torch.full((1, 61), -20.0)
     logits[0, [10, 20]] = torch.tensor([1.0, 2.0])
     said = Said(logits)
-    assert said.ids(0)[:2] == [20, 10]
-    noise = [0.0, 1.5, *[0.0] * 14]
-    assert said.shares_under(0, noise, 1.0, 0.03)[0][0] == 10
-    assert said.shares_under(0, noise, 2.0, 0.03)[0][0] == 20
+    keyed = KeyedNoise(1)
+    noise = PositionNoise(keyed, 61, torch.device("cpu"))
+    lift = (keyed.few(at, [10, 20]) for at in range(1000))
+    position = next(at for at, (ten, twenty) in enumerate(lift) if 1.2 < ten - twenty < 1.8)
+    assert said.shares_under(0, noise, position, 1.0, 0.03)[0][0] == 10
+    assert said.shares_under(0, noise, position, 0.5, 0.03)[0][0] == 20
 
 
 # --- what a request remembers ------------------------------------------------------------------

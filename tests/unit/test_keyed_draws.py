@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from draftless.engine.sampling import PositionNoise, lowest_argmax
+from draftless.engine.sampling import lowest_argmax
 from draftless.noise import (
     KeyedNoise,
     hash_ids,
@@ -144,23 +144,6 @@ def test_noise_is_finite_at_the_ends() -> None:
     """The uniform is clamped away from 0 and 1 by construction."""
     for bits in (0, 2**52 - 1):
         assert math.isfinite(-math.log(-math.log((bits + 0.5) / 2**52)))
-
-
-def test_position_noise_remembers_and_forgets_without_a_trace() -> None:
-    keyed = KeyedNoise(5)
-    noise = PositionNoise(keyed, 40, torch.device("cpu"))
-    ids = torch.tensor([3, 39])
-    assert noise(7, ids).equal(keyed(7, ids))  # before the whole vector is known
-    assert noise(7).equal(keyed(7, torch.arange(40)))
-    assert noise(7, ids).equal(keyed(7, ids))  # and after
-    assert noise(8).equal(keyed(8, torch.arange(40)))
-    both = torch.tensor([[3, 39], [5, 5]])
-    assert noise((7, 9), both).equal(torch.stack([keyed(7, both[0]), keyed(9, both[1])]))
-    assert noise((11, 12), both).equal(torch.stack([keyed(11, both[0]), keyed(12, both[1])]))
-    assert noise((7, 9)).equal(torch.stack([noise(7), noise(9)]))
-    assert noise((13, 14)).equal(torch.stack([keyed(p, torch.arange(40)) for p in (13, 14)]))
-    noise.forget_before(8)
-    assert noise(7).equal(keyed(7, torch.arange(40)))
 
 
 def test_ties_go_to_the_lowest_id() -> None:

@@ -11,7 +11,8 @@ from transformers import LogitsProcessorList
 from transformers.generation import logits_process as hf
 
 from draftless.engine import loop, sampling
-from draftless.engine.sampling import PositionNoise, TokenSampler, fetch, lowest_argmax_of_rows
+from draftless.engine.position_noise import PositionNoise
+from draftless.engine.sampling import TokenSampler, fetch, lowest_argmax_of_rows
 from draftless.engine.warping import warp, warp_block
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams

@@ -23,6 +23,8 @@ _DOUBT = 0.02  # a walk may always stop, however sure the drafts below look
 # promised was accepted (validation prompts).
 _FADE, _FADES_FROM = 0.93, 3
 
+_CLOSED = -2  # in place of a rank: the node's own candidates, which gain no more than it does
+
 
 class BestFirst:
     """Grows the tree of one row; its nodes here are the root and the drafts, each with its probes.
@@ -44,7 +46,9 @@ class BestFirst:
         self._fusion = fusion
         self._worth = worth
         self._max_depth = max_depth
-        self._heap: list[tuple[float, int, int, int]] = []  # -gain, order, node, rank or -1
+        self._heap: list[
+            tuple[float, int, int, int]
+        ] = []  # -gain, order, node, and rank, -1 or _CLOSED
         self._order = 0
         self._added: list[int] = []  # a draft's node, or ~node of a probe's
         self.gains = [1.0]
@@ -67,8 +71,8 @@ class BestFirst:
         """
         self._least = costs[0]
         self._floor = min(costs)
-        root, before = self._sources.end
-        self._add_node(-1, root, before, 1.0)
+        self._add_node(-1, self._sources.end[0], 1.0)
+        self._open(0)
         heap, gains, limit = self._heap, self.gains, len(costs)
         while heap and len(gains) < limit:
             gain = -heap[0][0]
@@ -76,6 +80,9 @@ class BestFirst:
             if gain < self._least:
                 break
             _, _, node, rank = heapq.heappop(heap)
+            if rank == _CLOSED:
+                self._open(node)
+                continue
             gains.append(gain)
             if rank >= 0:
                 options = self._options[node]
@@ -83,40 +90,51 @@ class BestFirst:
                 chance, token_id = options[rank]
                 if rank + 1 < len(options):
                     self._push(self.reach[node] * options[rank + 1][0], node, rank + 1)
-                self._add_node(node, token_id, self.token_ids[node], self.reach[node] * chance)
+                self._add_node(node, token_id, self.reach[node] * chance)
             else:
                 self._added.append(~node)
                 self._num_probes[node] += 1
                 self._push_probe(node)
 
-    def _add_node(self, parent: int, token_id: int, before: int, reach: float) -> None:
+    def _add_node(self, parent: int, token_id: int, reach: float) -> None:
+        """A node whose candidates are not asked for before their turn can come."""
         node = len(self.token_ids)
-        depth = self._depths[parent] + 1 if parent >= 0 else 0
-        sources = self._sources
         self.token_ids.append(token_id)
         self._parents.append(parent)
-        self._depths.append(depth)
+        self._depths.append(self._depths[parent] + 1 if node else 0)
         self.reach.append(reach)
         self._num_probes.append(0)
-        context = sources.index.after(self._contexts[parent], token_id) if node else sources.context
-        self._contexts.append(context)
-        options: list[tuple[float, int]] = []
+        self._contexts.append(())
+        self.found.append(([], 0))
+        self._options.append([])
+        self._stop.append(reach)
+        if node:
+            self._push(reach, node, _CLOSED)
+
+    def _open(self, node: int) -> None:
+        """Ask for the candidates of a node."""
+        sources, token_id, depth = self._sources, self.token_ids[node], self._depths[node]
+        parent, reach = self._parents[node], self.reach[node]
+        if node:
+            before = self.token_ids[parent]
+            context = sources.index.after(self._contexts[parent], token_id)
+        else:
+            before, context = sources.end[1], sources.context
+        self._contexts[node] = context
         stop = reach
-        found: tuple[Found, int] = ([], 0)
-        if depth < self._max_depth and (reach > self._least or not node):
-            found = sources.found(context, before, token_id, depth + 1)
+        if depth < self._max_depth:
+            found = self.found[node] = sources.found(context, before, token_id, depth + 1)
             options = self._fusion.chances(*found)
             if depth + 1 >= _FADES_FROM:
                 options = [(_FADE * chance, candidate) for chance, candidate in options]
+            self._options[node] = options
             if options:
                 self._push(reach * options[0][0], node, 0)
                 for chance, _ in options:
                     if reach * chance < self._least:
                         break
                     stop -= reach * chance
-        self.found.append(found)
-        self._options.append(options)
-        self._stop.append(max(_DOUBT * reach, stop))
+        self._stop[node] = max(_DOUBT * reach, stop)
         if self._worth:
             self._push_probe(node)
 

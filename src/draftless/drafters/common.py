@@ -66,7 +66,7 @@ def competing(
         return scores, None
     first = len(row.token_ids) + ahead
     positions = range(first, first + len(scores))
-    if not params.top_k and params.top_p >= 1.0 and not params.min_p:
+    if not params.is_truncated:
         return scores + row.noise(positions, None), None
     scores, ids = scores.topk(min(max(_LIKELY, count), scores.shape[1]))
     return scores + row.noise(positions, ids), ids

@@ -26,6 +26,7 @@ import torch
 
 from draftless.drafters.common import best_ids, check_least, competing, fitting_template
 from draftless.drafters.ngram import RETRIEVAL, NgramIndex
+from draftless.engine.likeliest import likeliest
 from draftless.noise import NoiseSampler, NoiseSource, hash_ids
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
@@ -152,8 +153,18 @@ class TRJacobiDrafter:
         """The `top_k` guesses of each row of `logits [m, V]`, for the next `m` positions."""
         if not len(logits):
             return []
-        scores, ids = competing(row, logits, self._top_k, couple=self._couple)
-        ranked: list[list[int]] = best_ids(scores, ids, self._top_k)[1].tolist()
+        noise, params, count = row.noise, row.params, self._top_k
+        ranked: list[list[int]]
+        if noise is None:
+            ranked = likeliest(logits, count)[0].tolist()
+        elif self._couple and not params.is_truncated:
+            rows, first = range(len(logits)), len(row.token_ids)
+            places = range(first, first + len(logits))
+            best, _ = noise.likeliest(logits, rows, places, params.temperature, count)
+            ranked = best.tolist()
+        else:
+            scores, ids = competing(row, logits, count, couple=self._couple)
+            ranked = best_ids(scores, ids, count)[1].tolist()
         return ranked
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 30e-6, 50e-6
 _OWN_OVER_PROPOSE, _OWN_OVER_PROPOSE_SAMPLED = 2.2, 1.6
 _OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.05
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
+_AT_ONCE = (
+    8  # steps that are learnt from together: after a pass all code is cold, and cold code is slow
+)
 _MOVED = 1.1  # a slope that moved by less is still the one that was reckoned with
 
 
@@ -74,22 +77,19 @@ class Planner:
     def __init__(self, prices: PriceList, max_width: int) -> None:
         self._prices = prices
         self._max_width = max_width
-        self._known: dict[tuple[int, int, bool], tuple[StepPrices, float, float]] = {}
-        self._own: dict[tuple[int, bool], float] = {}  # by rows, over the first guess
-        self._steepness: dict[int, Steepness] = {}  # by rows
+        self._kinds: dict[tuple[int, bool], _Kind] = {}
+        self._seen: list[tuple[int, int, int, float, float, bool]] = []  # what to learn from
 
     def prices(self, length: int, num_rows: int, *, is_sampled: bool = False) -> StepPrices:
         """Of a step of so many rows with so many cached tokens each."""
-        length = -(-length // _LENGTHS) * _LENGTHS
-        key = length, num_rows, is_sampled
-        steepness = self._steepness.setdefault(num_rows, Steepness()).value
-        own = self._own.get((num_rows, is_sampled), 1.0)
-        found, *then = self._known.get(key, (None, 1.0, 1.0))
-        if found is None or any(map(_has_moved, (steepness, own), then)):
-            curve = self._prices.curve(length, num_rows, self._max_width)
-            curve = curve[0] + steepness * (curve - curve[0])
-            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled, own=own)
-            self._known[key] = found, steepness, own
+        place = -(-length // _LENGTHS)
+        kind = self._kind(num_rows, is_sampled)
+        found = kind.prices.get(place)
+        if found is None:
+            curve = np.array(self._curve(kind, length, num_rows))
+            curve = curve[0] + kind.slope * (curve - curve[0])
+            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled, own=kind.own)
+            kind.prices[place] = found
         return found
 
     def learn(
@@ -103,18 +103,73 @@ class Planner:
         is_sampled: bool,
     ) -> None:
         """A step of rows with so many cached tokens took these seconds."""
-        curve = self._prices.curve(length, num_rows, self._max_width)
-        if width > len(curve):
-            return
-        fit = self._steepness.setdefault(num_rows, Steepness())
-        fit.learn(float(curve[0]), float(curve[width - 1]), forward_s)
+        if width <= self._max_width:
+            self._seen.append((length, num_rows, width, forward_s, propose_s, is_sampled))
+        if len(self._seen) >= _AT_ONCE:
+            for step in self._seen:
+                self._learn(*step)
+            self._seen.clear()
+
+    def _learn(
+        self,
+        length: int,
+        num_rows: int,
+        width: int,
+        forward_s: float,
+        propose_s: float,
+        is_sampled: bool,
+    ) -> None:
+        kind = self._kind(num_rows, is_sampled)
+        curve = self._curve(kind, length, num_rows)
+        kind.steepness.learn(curve[0], curve[width - 1], forward_s)
         if width > 1:
             # In the list's own seconds, as the forwards are.
             over = _OWN_OVER_PROPOSE_SAMPLED if is_sampled else _OWN_OVER_PROPOSE
-            seen = over * propose_s / fit.scale / own_s(width, num_rows, is_sampled)
-            key = num_rows, is_sampled
-            own = self._own.get(key, 1.0)
-            self._own[key] = own + _OWN_RATE * (min(_OWN_MOST, max(_OWN_LEAST, seen)) - own)
+            guess = kind.steepness.scale * own_s(width, num_rows, is_sampled)
+            seen = min(_OWN_MOST, max(_OWN_LEAST, over * propose_s / guess))
+            kind.own_now += _OWN_RATE * (seen - kind.own_now)
+        kind.refresh()
+
+    def _kind(self, num_rows: int, is_sampled: bool) -> _Kind:
+        key = num_rows, is_sampled
+        return self._kinds.get(key) or self._kinds.setdefault(key, _Kind())
+
+    def _curve(self, kind: _Kind, length: int, num_rows: int) -> list[float]:
+        """The list's own seconds, by width from 1 on."""
+        place = -(-length // _LENGTHS)
+        found = kind.curves.get(place)
+        if found is None:
+            seconds = self._prices.curve(place * _LENGTHS, num_rows, self._max_width)
+            found = kind.curves[place] = seconds.tolist()
+        return found
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What is known of the steps of one number of rows, greedy or sampled; lengths in `_LENGTHS`.
+
+    Attributes:
+        curves: by length, the list's own seconds.
+        prices: by length, what follows with the slope and the own cost.
+        steepness: learns the slope.
+        slope: that `prices` were reckoned with.
+        own_now: drafting's own cost over the first guess, as learnt so far.
+        own: the one that `prices` were reckoned with.
+    """
+
+    curves: dict[int, list[float]] = field(default_factory=dict)
+    prices: dict[int, StepPrices] = field(default_factory=dict)
+    steepness: Steepness = field(default_factory=Steepness)
+    slope: float = 1.0
+    own_now: float = 1.0
+    own: float = 1.0
+
+    def refresh(self) -> None:
+        """Forget prices that no longer hold."""
+        slope = self.steepness.value
+        if _has_moved(slope, self.slope) or _has_moved(self.own_now, self.own):
+            self.slope, self.own = slope, self.own_now
+            self.prices.clear()
 
 
 def _has_moved(now: float, then: float) -> bool:

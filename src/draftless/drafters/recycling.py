@@ -217,8 +217,7 @@ class RecyclingDrafter:
         if not self._is_coupled(row):
             return self._top_k
         params = row.params
-        is_truncated = params.top_k or params.top_p < 1.0 or params.min_p
-        return max(self._top_k, _LIKELY_TRUNCATED if is_truncated else _LIKELY)
+        return max(self._top_k, _LIKELY_TRUNCATED if params.is_truncated else _LIKELY)
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         return [self._tree(row, self._tables[row]) for row in rows]

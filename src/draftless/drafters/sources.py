@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from draftless.drafters.fusion import (
@@ -30,7 +29,6 @@ from draftless.drafters.jacobi import leftover_nodes
 from draftless.drafters.near_top import NUM_SHARED, shares_near_top
 from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
-from draftless.engine.likeliest import Scores, likeliest
 from draftless.types import DraftTree, Row, StepRecord
 
 _LEAST_GREEDY, _LEAST_COUPLED = 0.07, 0.03  # of a share; what lies lower is seldom right
@@ -59,11 +57,9 @@ class Sources:
         self.ahead: list[Found] = []  # of depths 1, 2, ...
         self.slots: list[int] = []  # of the probes that spoke for the first of them
         params = row.params
-        self._is_sampled = row.noise is not None
-        self._is_truncated = bool(params.top_k or params.top_p < 1.0 or params.min_p)
-        self._scale = 1.0 / params.temperature if self._is_sampled else 1.0
-        self._share = _LEAST_COUPLED if self._is_sampled else _LEAST_GREEDY
-        self._noise: dict[int, Scores] = {}
+        self._noise = row.noise
+        self._is_truncated = params.is_truncated
+        self._share = _LEAST_COUPLED if self._noise is not None else _LEAST_GREEDY
 
     @property
     def context(self) -> State:
@@ -93,7 +89,7 @@ class Sources:
             said, node = entry
             near = (
                 self._under_noise(said, node, depth)
-                if self._is_sampled
+                if self._noise is not None
                 else said.shares(node, self._share)
             )
             found += [(candidate, cell + first) for candidate, cell in near]
@@ -122,34 +118,22 @@ class Sources:
                     break
             if len(seen) >= _MOST_RETRIEVED:
                 break
-        if self._is_sampled and found:
+        if self._noise is not None and found:
+            values = self._noise.few(self._position(depth), seen)
             found = [
                 (token_id, cell - cell % 4 + _noise_kind(value))
-                for (token_id, cell), value in zip(found, self._noise_of(seen, depth), strict=True)
+                for (token_id, cell), value in zip(found, values, strict=True)
             ]
         return found, longest
 
     def _under_noise(self, said: Said, node: int, depth: int) -> Found:
-        noise = self._noise_of(said.ids(node), depth)
-        return said.shares_under(node, noise, self._scale, self._share)
+        assert self._noise is not None
+        position, temperature = self._position(depth), self._row.params.temperature
+        return said.shares_under(node, self._noise, position, temperature, self._share)
 
-    def _noise_of(self, ids: Sequence[int], depth: int) -> list[float]:
-        """Noise of some ids at a place `depth` tokens behind the text's last one."""
-        position = len(self._row.token_ids) + depth - 1
-        if self._is_truncated:
-            assert self._row.noise is not None
-            found: list[float] = self._row.noise(position, torch.tensor(ids)).tolist()
-            return found
-        return list(map(self._noise_at(position).item, ids))
-
-    def _noise_at(self, position: int) -> Scores:
-        """Of the whole vocabulary, which the target's own draw there needs as well."""
-        known = self._noise.get(position)
-        if known is None:
-            assert self._row.noise is not None
-            known = self._row.noise(position, None).cpu().numpy().astype(np.float32)
-            self._noise[position] = known
-        return known
+    def _position(self, depth: int) -> int:
+        """Of a place `depth` tokens behind the text's last one."""
+        return len(self._row.token_ids) + depth - 1
 
     def observe(
         self, record: StepRecord, slots: Sequence[tuple[int, int]], num_drafts: int
@@ -163,8 +147,6 @@ class Sources:
         """
         row, tree, path = record.row, record.tree, record.verdict.path
         self.index.extend(row.token_ids)
-        position = len(row.token_ids)
-        self._noise = {at: noise for at, noise in self._noise.items() if at >= position}
         leftover = leftover_nodes(tree.parents[:num_drafts], path[-1])[len(slots) : _AHEAD]
         ahead = [*(node for node, _ in slots), *leftover]
         firsts = [probed_cells(slot) for _, slot in slots]
@@ -174,7 +156,7 @@ class Sources:
         self.slots = [slot for _, slot in slots]
         place = len(row.token_ids) - len(record.verdict.token_ids) - 2
         self._recycle(tree, said, num_drafts, row.token_ids[place] if place >= 0 else -1)
-        if self._is_sampled:
+        if self._noise is not None:
             near = self._ahead(said, record.logits, ahead)
         else:
             near = [said.shares(node, self._share) for node in ahead]
@@ -196,9 +178,10 @@ class Sources:
             return [self._under_noise(said, node, 1 + place) for place, node in enumerate(nodes)]
         if not nodes:
             return []
-        first = len(self._row.token_ids)
-        noise = np.stack([self._noise_at(first + place) for place in range(len(nodes))])
-        ids, scores = likeliest(logits[list(nodes)], NUM_SHARED, self._scale, noise)
+        assert self._noise is not None
+        first, temperature = len(self._row.token_ids), self._row.params.temperature
+        places = range(first, first + len(nodes))
+        ids, scores = self._noise.likeliest(logits, nodes, places, temperature, NUM_SHARED)
         return [
             shares_near_top(row, of_row, self._share)
             for row, of_row in zip(ids.tolist(), scores.tolist(), strict=True)

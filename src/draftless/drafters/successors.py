@@ -6,13 +6,12 @@ it is theirs (`near_top`, and the noise of a place).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from draftless.drafters.fusion import AFTER_PAIR, AFTER_TOKEN, Found
 from draftless.drafters.near_top import NUM_SHARED, shares_near_top
 from draftless.engine.likeliest import likeliest
+from draftless.types import Noise
 
 NUM_LIKELY = 16
 """Tokens that are kept of a node; under the noise of a place they compete."""
@@ -33,11 +32,6 @@ class Said:
         self._ids, self._logits = likeliest(logits, NUM_LIKELY)  # [N, n], the likeliest first
         self._shares: dict[int, Found] = {}
 
-    def ids(self, node: int) -> list[int]:
-        """The tokens of a node, the likeliest first."""
-        found: list[int] = self._ids[node].tolist()
-        return found
-
     def shares(self, node: int, least: float) -> Found:
         """Tokens of a node and their share cells; computed once, for the first `least` asked for."""
         known = self._shares.get(node)
@@ -49,12 +43,13 @@ class Said:
             known = self._shares[node] = shares_near_top(ids, logits, least)
         return known
 
-    def shares_under(self, node: int, noise: Sequence[float], scale: float, least: float) -> Found:
-        """The same under the noise of the node's tokens at a place, for logits times `scale`."""
-        logits = self._logits[node].tolist()
-        scores = [one * scale + more for one, more in zip(logits, noise, strict=True)]
-        best = sorted(zip(scores, self.ids(node), strict=True), reverse=True)[:NUM_SHARED]
-        return shares_near_top([one for _, one in best], [score for score, _ in best], least)
+    def shares_under(
+        self, node: int, noise: Noise, position: int, temperature: float, least: float
+    ) -> Found:
+        """The same under the noise of a position, for logits over a temperature."""
+        ids, logits = self._ids[node].tolist(), self._logits[node].tolist()
+        best = noise.ranked(ids, logits, position, temperature, NUM_SHARED)
+        return shares_near_top(*best, least)
 
 
 Entry = tuple[Said, int]

@@ -1,4 +1,4 @@
-"""The likeliest tokens of some rows of logits, with their scores."""
+"""The likeliest tokens of some rows of logits, with their logits."""
 
 from __future__ import annotations
 
@@ -14,31 +14,26 @@ Scores = npt.NDArray[np.float32]
 _LARGE_VOCAB, _BLOCK = 32768, 128  # above and by which `_topk` looks at blocks first
 
 
-def likeliest(
-    logits: torch.Tensor,  # [m, V]
-    count: int,
-    scale: float = 1.0,
-    noise: Scores | None = None,  # [m, V]
-) -> tuple[Ids, Scores]:
-    """The largest of `logits * scale + noise`, the largest first.
+def likeliest(logits: torch.Tensor, count: int) -> tuple[Ids, Scores]:
+    """The largest of each row of `logits [m, V]`, the largest first.
 
-    In one pass by our own operator where the target is compiled, else by `topk`; of equal scores the
+    In one pass by our own operator where the target is compiled, else by `topk`; of equal logits the
     operator takes the lowest ids, `topk` any.
 
     Returns:
-        Ids and scores, `[m, min(count, V)]` each.
+        Ids and logits, `[m, min(count, V)]` each.
     """
     count = min(count, logits.shape[1])
-    if native.is_loaded("likeliest") and logits.device.type == "cpu":
-        ids, scores = torch.ops.draftless_cpu.likeliest(
-            logits, None if noise is None else torch.from_numpy(noise), scale, count
-        )
-        return ids.numpy(), scores.numpy()
-    if noise is not None or scale != 1.0:
-        logits = logits.float() * scale
-    if noise is not None:
-        logits = logits + torch.from_numpy(noise).to(logits.device)
-    values, ids = _topk(logits, count)
+    operator = native.operator("likeliest")
+    if operator is not None and logits.device.type == "cpu":
+        ids, values = operator(logits, count)
+        return ids.numpy(), values.numpy()
+    return topk_of_rows(logits, count)
+
+
+def topk_of_rows(scores: torch.Tensor, count: int) -> tuple[Ids, Scores]:
+    """The same for scores `[m, V]` of any device, by `topk`."""
+    values, ids = _topk(scores, count)
     return ids.cpu().numpy(), values.float().cpu().numpy()
 
 

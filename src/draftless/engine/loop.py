@@ -12,8 +12,9 @@ import torch
 
 from draftless.engine.cache import KVCache
 from draftless.engine.draft_passes import CachedPasses
+from draftless.engine.position_noise import PositionNoise
 from draftless.engine.processors import check_token_ids
-from draftless.engine.sampling import PositionNoise, TokenSampler, fetch
+from draftless.engine.sampling import TokenSampler, fetch
 from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
 from draftless.engine.tree import prune

@@ -8,7 +8,6 @@ are drawn at once and fetched in one copy, because each question to it costs mor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,7 +15,6 @@ import torch
 from draftless.engine.processors import make_processors, make_rare_warpers
 from draftless.engine.warping import warp, warp_block
 from draftless.errors import ConfigError
-from draftless.noise import KeyedNoise, gumbel, token_keys
 from draftless.types import Row
 
 _NOTHING_LEFT = (
@@ -38,66 +36,6 @@ def lowest_argmax_of_rows(scores: torch.Tensor) -> torch.Tensor:
     ids = torch.arange(last + 1, device=scores.device)
     is_best = scores == scores.amax(1, keepdim=True)
     return ids.expand_as(scores).masked_fill(~is_best, last).amin(1)
-
-
-@lru_cache(maxsize=8)
-def _keys_of_vocabulary(vocab_size: int) -> np.ndarray:  # [V] uint64
-    return token_keys(np.arange(vocab_size))
-
-
-class PositionNoise:
-    """Keyed noise over a vocabulary, remembered per position.
-
-    A draft looks at the noise of the positions that it proposes for; the target's draws then need
-    the same vectors, so remembering makes that look free.
-    """
-
-    def __init__(self, keyed: KeyedNoise, vocab_size: int, device: torch.device) -> None:
-        self._keyed = keyed
-        self._vocab_size = vocab_size
-        self._device = device
-        self._keys = _keys_of_vocabulary(vocab_size) if device.type == "cpu" else None
-        self._known: dict[int, torch.Tensor] = {}
-
-    def __call__(
-        self,
-        position: int | Sequence[int],
-        token_ids: torch.Tensor | None = None,  # [n] or [m, n] int64; None: the whole vocabulary
-    ) -> torch.Tensor:  # float64, [n], [m, n], [V] or [m, V]
-        """Noise at one position, or at `m` positions, of the given ids or of all."""
-        if token_ids is None:
-            if isinstance(position, int):
-                return self._whole([position])[0]
-            return torch.stack(self._whole(position))
-        if isinstance(position, int) and position in self._known:
-            return self._known[position][token_ids]
-        if self._keys is None:
-            return self._keyed(position, token_ids)
-        bits = self._keys[token_ids.numpy()]
-        if isinstance(position, int):
-            bits += np.uint64(self._keyed.stream(position))
-        else:
-            bits += self._keyed.streams(position)
-        return torch.from_numpy(gumbel(bits))
-
-    def _whole(self, positions: Sequence[int]) -> list[torch.Tensor]:
-        """The noise `[V]` of each position; what is not known yet is computed."""
-        known = self._known
-        missing = [position for position in positions if position not in known]
-        if self._keys is not None:
-            for position in missing:  # one after the other: it stays in the processor's cache
-                bits = self._keys + np.uint64(self._keyed.stream(position))
-                known[position] = torch.from_numpy(gumbel(bits))
-        elif missing:
-            ids = torch.arange(self._vocab_size, device=self._device)
-            found = self._keyed(missing, ids.expand(len(missing), -1))
-            known.update(zip(missing, found, strict=True))
-        return [known[position] for position in positions]
-
-    def forget_before(self, position: int) -> None:
-        """Drop what can no longer be asked for."""
-        for old in [p for p in self._known if p < position]:
-            del self._known[old]
 
 
 class TokenSampler:
@@ -132,6 +70,9 @@ class TokenSampler:
             else None
         )
         self._at_once = device.type != "cpu" if at_once is None else at_once
+        self._is_simple = not (
+            self._at_once or self._processors or self._rare or params.is_truncated
+        )
         self._logits = torch.empty(0)
         self._bits: np.ndarray | None = None  # [N, V] int16, the logits if they are halves
         self.pending: torch.Tensor | None = None  # [N] int64, draws that are not fetched yet
@@ -161,10 +102,14 @@ class TokenSampler:
             best = int(bits.argmax())
             if bits[best] > 0:  # halves above zero have the order of their bits
                 return best
+        position = len(self._row.token_ids) + len(path_ids)
+        if self._is_simple and noise is not None:
+            token_id = noise.draw(self._logits, node, position, self._params.temperature)
+            if token_id is not None:
+                return token_id
         scores = _widened(self._logits[node])
         if self._processors is not None:
             scores = self._process(scores, path_ids)
-        position = len(self._row.token_ids) + len(path_ids)
         if self._at_once:
             return int(self._draw_block(scores[None], [position])[0])
         if noise is None:

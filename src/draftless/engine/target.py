@@ -140,6 +140,7 @@ class TargetModel:
             self._compiled.prepare()
             if self.device.type == "cpu":
                 native.load("likeliest")
+                native.load("noisy")
             with torch.inference_mode():
                 check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list

@@ -27,7 +27,7 @@ def warp(
     """
     if params.temperature != 1.0:
         scores = scores / params.temperature
-    if not params.top_k and params.top_p >= 1.0 and not params.min_p:
+    if not params.is_truncated:
         return scores, None
     kept, ids = scores.numpy(), None
     if params.top_k:

@@ -1,7 +1,8 @@
-// The largest of logits * scale + noise per row.
+// The largest logits per row.
 //
-// A row is folded onto kColumns columns, keeping maxima. The `count` largest scores lie in columns whose
-// maxima are among the `count` largest, so all other columns are read only once, by vector instructions.
+// Numbers are compared by integer keys of their own size, so that one instruction compares many. A row is
+// folded onto kColumns columns, keeping maxima: the `count`-th largest maximum is a bar that at least
+// `count` logits reach, and hardly more. A second pass finds these.
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
@@ -9,10 +10,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <functional>
 #include <limits>
-#include <optional>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -23,86 +26,101 @@
 
 namespace {
 
-constexpr int64_t kColumns = 256;
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr int64_t kColumns = 64;
 
 template <typename T>
-struct Row {
-  const T* logits;
-  const float* noise;  // or null
-  float scale;
-  int64_t width;
+using KeyOf = std::conditional_t<sizeof(T) == 2, int16_t, std::conditional_t<sizeof(T) == 4, int32_t, int64_t>>;
 
-  float score(int64_t id) const {
-    const float scaled = static_cast<float>(logits[id]) * scale;
-    return noise == nullptr ? scaled : scaled + noise[id];
-  }
+// Bits of infinity: above them lies what is no number.
+template <typename T>
+KeyOf<T> infinity() {
+  const T value = std::numeric_limits<T>::infinity();
+  KeyOf<T> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
 
-  void fold(float* maxima) const {
-    std::fill(maxima, maxima + kColumns, kLowest);
-    for (int64_t first = 0; first < width; first += kColumns) {
-      const int64_t size = std::min(kColumns, width - first);
-      float scores[kColumns];
-      for (int64_t i = 0; i < size; ++i) scores[i] = static_cast<float>(logits[first + i]) * scale;
-      if (noise != nullptr) {
-        for (int64_t i = 0; i < size; ++i) scores[i] += noise[first + i];
-      }
-      for (int64_t i = 0; i < size; ++i) maxima[i] = scores[i] > maxima[i] ? scores[i] : maxima[i];
-    }
-  }
+// Order of the numbers; what is no number comes last.
+template <typename Key>
+inline Key key_of(Key bits, Key infinite) {
+  constexpr Key kMost = std::numeric_limits<Key>::max();
+  const Key magnitude = bits & kMost;
+  const Key ordered = bits < 0 ? static_cast<Key>(-magnitude) : magnitude;
+  return magnitude > infinite ? std::numeric_limits<Key>::min() : ordered;
+}
 
-  // The best scores, the largest first; of equals the lowest ids.
-  void find(int64_t count, int64_t* ids, float* scores, std::vector<std::pair<float, int64_t>>& found) const {
-    float maxima[kColumns], order[kColumns];
-    fold(maxima);
-    float least = kLowest;
-    if (count < kColumns) {
-      std::copy(maxima, maxima + kColumns, order);
-      std::nth_element(order, order + count - 1, order + kColumns, std::greater<float>());
-      least = order[count - 1];
-    }
+template <typename T>
+struct Finder {
+  using Key = KeyOf<T>;
+  const Key infinite = infinity<T>();
+  std::vector<std::pair<Key, int64_t>> found = {};
+
+  // The best, the largest first; of equals the lowest ids.
+  void operator()(const T* logits, int64_t width, int64_t count, int64_t* ids, float* values) {
+    const Key* bits = reinterpret_cast<const Key*>(logits);
+    const Key least = bar(bits, width, count);
     found.clear();
-    for (int64_t column = 0; column < std::min(kColumns, width); ++column) {
-      if (maxima[column] < least) continue;
-      for (int64_t id = column; id < width; id += kColumns) {
-        if (const float one = score(id); one >= least) found.emplace_back(-one, id);
+    const int64_t whole = width - width % kColumns;
+    for (int64_t first = 0; first < whole; first += kColumns) {
+      Key keys[kColumns];
+      Key is_any = 0;
+      for (int64_t i = 0; i < kColumns; ++i) keys[i] = key_of(bits[first + i], infinite);
+      for (int64_t i = 0; i < kColumns; ++i) is_any |= keys[i] >= least;
+      if (!is_any) continue;
+      for (int64_t i = 0; i < kColumns; ++i) {
+        if (keys[i] >= least) found.emplace_back(keys[i], first + i);
       }
     }
-    found.resize(std::max<size_t>(found.size(), count), {-kLowest, 0});  // short only where scores are NaN
-    std::partial_sort(found.begin(), found.begin() + count, found.end());
-    for (int64_t i = 0; i < count; ++i) {
-      scores[i] = -found[i].first;
-      ids[i] = found[i].second;
+    for (int64_t id = whole; id < width; ++id) {
+      const Key key = key_of(bits[id], infinite);
+      if (key >= least) found.emplace_back(key, id);
     }
+    const auto is_before = [](const auto& one, const auto& other) {
+      return one.first != other.first ? one.first > other.first : one.second < other.second;
+    };
+    std::partial_sort(found.begin(), found.begin() + count, found.end(), is_before);
+    for (int64_t i = 0; i < count; ++i) {
+      ids[i] = found[i].second;
+      values[i] = found[i].first == std::numeric_limits<Key>::min() ? -std::numeric_limits<float>::infinity()
+                                                                    : static_cast<float>(logits[ids[i]]);
+    }
+  }
+
+  // A key that at least `count` logits reach.
+  Key bar(const Key* bits, int64_t width, int64_t count) const {
+    if (count >= kColumns || width < kColumns) return std::numeric_limits<Key>::min();
+    Key maxima[kColumns];
+    std::fill(maxima, maxima + kColumns, std::numeric_limits<Key>::min());
+    for (int64_t first = 0; first + kColumns <= width; first += kColumns) {
+      for (int64_t i = 0; i < kColumns; ++i) {
+        const Key key = key_of(bits[first + i], infinite);
+        maxima[i] = key > maxima[i] ? key : maxima[i];
+      }
+    }
+    std::nth_element(maxima, maxima + count - 1, maxima + kColumns, std::greater<Key>());
+    return maxima[count - 1];
   }
 };
 
-std::tuple<at::Tensor, at::Tensor> likeliest(const at::Tensor& logits, const std::optional<at::Tensor>& noise,
-                                             double scale, int64_t count) {
-  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1 && count > 0 &&
-              count <= logits.size(1));
-  TORCH_CHECK(!noise.has_value() || (noise->is_contiguous() && noise->sizes() == logits.sizes() &&
-                                     noise->scalar_type() == at::kFloat));
+std::tuple<at::Tensor, at::Tensor> likeliest(const at::Tensor& logits, int64_t count) {
+  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1 && count > 0 && count <= logits.size(1));
   const int64_t rows = logits.size(0), width = logits.size(1), stride = logits.stride(0);
   at::Tensor ids = at::empty({rows, count}, logits.options().dtype(at::kLong));
-  at::Tensor scores = at::empty({rows, count}, logits.options().dtype(at::kFloat));
-  const float* added = noise.has_value() ? noise->const_data_ptr<float>() : nullptr;
+  at::Tensor values = at::empty({rows, count}, logits.options().dtype(at::kFloat));
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "likeliest", [&] {
-    const scalar_t* data = logits.const_data_ptr<scalar_t>();
-    std::vector<std::pair<float, int64_t>> found;
+    Finder<scalar_t> find;
     for (int64_t row = 0; row < rows; ++row) {
-      const Row<scalar_t> one{data + row * stride, added == nullptr ? nullptr : added + row * width,
-                              static_cast<float>(scale), width};
-      one.find(count, ids.data_ptr<int64_t>() + row * count, scores.data_ptr<float>() + row * count, found);
+      find(logits.const_data_ptr<scalar_t>() + row * stride, width, count, ids.data_ptr<int64_t>() + row * count,
+           values.data_ptr<float>() + row * count);
     }
   });
-  return {ids, scores};
+  return {ids, values};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
-  library.def("likeliest(Tensor logits, Tensor? noise, float scale, int count) -> (Tensor, Tensor)");
+  library.def("likeliest(Tensor logits, int count) -> (Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) { library.impl("likeliest", &likeliest); }
