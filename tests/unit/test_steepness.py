@@ -49,7 +49,7 @@ def test_the_planner_reckons_with_it() -> None:
     for _ in range(200):
         width = draw.choice((1, 8, 16, 32))
         seconds = 0.010 + 3.0 * (LIST.forward_s(width) - 0.010)
-        own = own_s(width, 1, False) / 2.2
+        own = own_s(width, 1) / 1.8
         planner.learn(100, 1, width, forward_s=seconds, propose_s=own, is_sampled=False)
     learnt = planner.prices(100, 1)
     assert learnt.plain_s == listed.plain_s
@@ -65,10 +65,10 @@ def test_what_drafting_itself_takes_is_learnt_too() -> None:
     planner = Planner(LIST, 32)
     listed = planner.prices(100, 8)
     for _ in range(200):
-        propose_s = 2.0 * 4.0 * own_s(16, 8, False) / 2.2
+        propose_s = 2.0 * 4.0 * own_s(16, 8) / 1.8
         forward_s = 2.0 * LIST.forward_s(16, 100, 8)
         planner.learn(100, 8, 16, forward_s=forward_s, propose_s=propose_s, is_sampled=False)
     learnt = planner.prices(100, 8)
     more = learnt.seconds[15] - listed.seconds[15]
-    assert more == pytest.approx(3.0 * own_s(16, 8, False), rel=0.3)
+    assert more == pytest.approx(3.0 * own_s(16, 8), rel=0.3)
     assert planner.prices(100, 1).seconds == Planner(LIST, 32).prices(100, 1).seconds

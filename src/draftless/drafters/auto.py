@@ -100,12 +100,12 @@ class AutoDrafter:
         rate = sum(state.pace.rate(prices.plain_s) for state in states)
         most_s = max((state.pace.most_s(prices.plain_s) for state in awake), default=0.0)
         limit = bisect_right(prices.seconds, most_s)
-        # A place of the padded width is shared by all rows, and so is what it costs.
-        costs = [rate * slope / len(rows) for slope in prices.slopes[: max(limit, 1)]]
+        slopes = prices.slopes[: max(limit, 1)]
         for state in awake:
             worth = state.worth.of_slots if self._adaptive_ids else ()
             state.growth = BestFirst(state.sources, state.fusion, worth, state.row.max_depth)
-            state.growth.grow(costs)
+            # A place of the padded width is shared by all rows, and so is what it costs.
+            state.growth.grow(slopes, rate / len(rows))
             state.prices = prices
         gains = [state.growth.gains if state.growth else [1.0] for state in states]
         width = best_width(gains, prices.seconds, rate)

@@ -63,20 +63,21 @@ class BestFirst:
         self._options: list[list[tuple[float, int]]] = []
         self._num_probes: list[int] = []
 
-    def grow(self, costs: Sequence[float]) -> None:
+    def grow(self, costs: Sequence[float], worth: float = 1.0) -> None:
         """Add nodes while the next one gains more than its place costs.
 
         Args:
-            costs: per width, from 1 on, what the next place costs at least, in tokens.
+            costs: per width, from 1 on, what the next place costs at least.
+            worth: of a unit of costs, in tokens.
         """
-        self._least = costs[0]
-        self._floor = min(costs)
+        self._least = worth * costs[0]
+        self._floor = worth * min(costs)
         self._add_node(-1, self._sources.end[0], 1.0)
         self._open(0)
         heap, gains, limit = self._heap, self.gains, len(costs)
         while heap and len(gains) < limit:
             gain = -heap[0][0]
-            self._least = costs[len(gains) - 1]
+            self._least = worth * costs[len(gains) - 1]
             if gain < self._least:
                 break
             _, _, node, rank = heapq.heappop(heap)

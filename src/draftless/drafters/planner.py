@@ -18,14 +18,11 @@ import numpy as np
 from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList, Seconds
 
-# What drafting costs beside the forward, per row of a batch and per node, until it was seen; a
-# sampled node needs the noise of its place.
-OWN_S, OWN_NODE_S, OWN_SAMPLED_NODE_S = 200e-6, 30e-6, 50e-6
+# What drafting costs beside the forward, per row of a batch and per node, until it was seen.
+OWN_S, OWN_NODE_S = 200e-6, 30e-6
 
-# Observe and the wider verification and commit come on top; sampled, part of the noise would be needed
-# without drafts, too.
-_OWN_OVER_PROPOSE, _OWN_OVER_PROPOSE_SAMPLED = 2.2, 1.6
-_OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.05
+_OWN_OVER_PROPOSE = 1.8  # with observe, the wider verification and commit
+_OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.02
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
 _AT_ONCE = (
     8  # steps that are learnt from together: after a pass all code is cold, and cold code is slow
@@ -48,12 +45,10 @@ class StepPrices:
     plain_s: float
 
     @classmethod
-    def of(
-        cls, curve: Seconds, num_rows: int, *, is_sampled: bool = False, own: float = 1.0
-    ) -> StepPrices:
+    def of(cls, curve: Seconds, num_rows: int, *, own: float = 1.0) -> StepPrices:
         """From the seconds of the forward alone, by width from 1 on; `own` scales what is beside it."""
         widths = np.arange(1, len(curve) + 1)
-        seconds = curve + own * own_s(widths, num_rows, is_sampled)
+        seconds = curve + own * own_s(widths, num_rows)
         slopes = [
             float(((seconds[width:] - seconds[width - 1]) / widths[: len(curve) - width]).min())
             for width in range(1, len(curve))
@@ -61,9 +56,9 @@ class StepPrices:
         return cls(tuple(seconds.tolist()), (*slopes, math.inf), float(curve[0]))
 
 
-def own_s(width: Any, num_rows: int, is_sampled: bool) -> Any:
+def own_s(width: Any, num_rows: int) -> Any:
     """Seconds of drafting beside the forward, as first guessed."""
-    return num_rows * (OWN_S + (OWN_SAMPLED_NODE_S if is_sampled else OWN_NODE_S) * width)
+    return num_rows * (OWN_S + OWN_NODE_S * width)
 
 
 class Planner:
@@ -88,7 +83,7 @@ class Planner:
         if found is None:
             curve = np.array(self._curve(kind, length, num_rows))
             curve = curve[0] + kind.slope * (curve - curve[0])
-            found = StepPrices.of(curve, num_rows, is_sampled=is_sampled, own=kind.own)
+            found = StepPrices.of(curve, num_rows, own=kind.own)
             kind.prices[place] = found
         return found
 
@@ -124,9 +119,8 @@ class Planner:
         kind.steepness.learn(curve[0], curve[width - 1], forward_s)
         if width > 1:
             # In the list's own seconds, as the forwards are.
-            over = _OWN_OVER_PROPOSE_SAMPLED if is_sampled else _OWN_OVER_PROPOSE
-            guess = kind.steepness.scale * own_s(width, num_rows, is_sampled)
-            seen = min(_OWN_MOST, max(_OWN_LEAST, over * propose_s / guess))
+            guess = kind.steepness.scale * own_s(width, num_rows)
+            seen = min(_OWN_MOST, max(_OWN_LEAST, _OWN_OVER_PROPOSE * propose_s / guess))
             kind.own_now += _OWN_RATE * (seen - kind.own_now)
         kind.refresh()
 

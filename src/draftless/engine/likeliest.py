@@ -11,6 +11,7 @@ from draftless.engine import native
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 
+_HALVES = (torch.bfloat16, torch.float16)
 _LARGE_VOCAB, _BLOCK = 32768, 128  # above and by which `_topk` looks at blocks first
 
 
@@ -29,6 +30,22 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[Ids, Scores]:
         ids, values = operator(logits, count)
         return ids.numpy(), values.numpy()
     return topk_of_rows(logits, count)
+
+
+def largest(logits: torch.Tensor, row: int) -> int:
+    """Id of the largest of one row of `logits [N, V]` on a CPU; the lowest id on ties."""
+    operator = native.operator("largest")
+    if operator is not None:
+        best: int = operator(logits, row)
+        return best
+    scores = logits[row]
+    if scores.dtype in _HALVES:
+        bits = scores.view(torch.int16).numpy()
+        best = int(bits.argmax())
+        if bits[best] > 0:  # halves above zero have the order of their bits
+            return best
+        scores = scores.float()
+    return int(scores.numpy().argmax())
 
 
 def topk_of_rows(scores: torch.Tensor, count: int) -> tuple[Ids, Scores]:

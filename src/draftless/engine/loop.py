@@ -152,7 +152,11 @@ def _step(
     clock.append(time.perf_counter())
 
     logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
-    views = [logits[index, : tree.num_nodes] for index, tree in enumerate(trees)]
+    width = logits.shape[1]
+    views = [
+        logits[index] if tree.num_nodes == width else logits[index, : tree.num_nodes]
+        for index, tree in enumerate(trees)
+    ]
     samplers = [request.sampler for request in active]
     for sampler, view, layout in zip(samplers, views, layouts, strict=True):
         sampler.bind(view, layout.depths)

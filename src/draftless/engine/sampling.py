@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
+from draftless.engine.likeliest import largest
 from draftless.engine.processors import make_processors, make_rare_warpers
 from draftless.engine.warping import warp, warp_block
 from draftless.errors import ConfigError
@@ -21,7 +21,6 @@ _NOTHING_LEFT = (
     "the options exclude every token at position {position}: look at bad_words_ids, suppress_tokens, "
     "prefix_allowed_tokens_fn and your own logits_processors"
 )
-_HALVES = (torch.bfloat16, torch.float16)
 _NO_IDS = torch.empty((1, 0), dtype=torch.long)  # the rare warpers look at scores alone
 
 
@@ -74,19 +73,15 @@ class TokenSampler:
             self._at_once or self._processors or self._rare or params.is_truncated
         )
         self._logits = torch.empty(0)
-        self._bits: np.ndarray | None = None  # [N, V] int16, the logits if they are halves
         self.pending: torch.Tensor | None = None  # [N] int64, draws that are not fetched yet
         self.drawn: Sequence[int] | None = None
 
     def bind(self, logits: torch.Tensor, depths: Sequence[int] = ()) -> None:
         """Take the logits `[N, V]` of the tree that will be walked next, and its nodes' depths."""
         self._logits, self.drawn = logits, None
-        if self._at_once:
-            if self._processors is None:
-                first = len(self._row.token_ids)
-                self.pending = self._draw_block(logits, [first + depth for depth in depths])
-        elif self._row.noise is None and logits.dtype in _HALVES:
-            self._bits = logits.view(torch.int16).numpy()
+        if self._at_once and self._processors is None:
+            first = len(self._row.token_ids)
+            self.pending = self._draw_block(logits, [first + depth for depth in depths])
 
     def draw(self, node: int, path_ids: Sequence[int]) -> int:
         """The target's token after the committed ids and `path_ids`, from `node`'s logits.
@@ -97,11 +92,8 @@ class TokenSampler:
         if self.drawn is not None:
             return self.drawn[node]
         noise = self._row.noise
-        if noise is None and self._processors is None and self._bits is not None:
-            bits = self._bits[node]
-            best = int(bits.argmax())
-            if bits[best] > 0:  # halves above zero have the order of their bits
-                return best
+        if noise is None and not (self._processors or self._at_once):
+            return largest(self._logits, node)
         position = len(self._row.token_ids) + len(path_ids)
         if self._is_simple and noise is not None:
             token_id = noise.draw(self._logits, node, position, self._params.temperature)

@@ -19,7 +19,7 @@ Operator = Callable[..., Any]
 
 _OPERATORS = {
     "linear": ("linear",),
-    "likeliest": ("likeliest",),
+    "likeliest": ("likeliest", "largest"),
     "noisy": ("likeliest_under_noise", "draw_under_noise", "ranked_under_noise"),
 }
 _LOADED: dict[str, Operator] = {}

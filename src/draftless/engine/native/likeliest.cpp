@@ -102,6 +102,18 @@ struct Finder {
   }
 };
 
+// The largest of one row, the lowest id on ties.
+int64_t largest(const at::Tensor& logits, int64_t row) {
+  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1);
+  TORCH_CHECK_INDEX(row >= 0 && row < logits.size(0), "no row ", row);
+  int64_t best = 0;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "largest", [&] {
+    float value;
+    Finder<scalar_t>()(logits.const_data_ptr<scalar_t>() + row * logits.stride(0), logits.size(1), 1, &best, &value);
+  });
+  return best;
+}
+
 std::tuple<at::Tensor, at::Tensor> likeliest(const at::Tensor& logits, int64_t count) {
   TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1 && count > 0 && count <= logits.size(1));
   const int64_t rows = logits.size(0), width = logits.size(1), stride = logits.stride(0);
@@ -121,6 +133,10 @@ std::tuple<at::Tensor, at::Tensor> likeliest(const at::Tensor& logits, int64_t c
 
 TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
   library.def("likeliest(Tensor logits, int count) -> (Tensor, Tensor)");
+  library.def("largest(Tensor logits, int row) -> int");
 }
 
-TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) { library.impl("likeliest", &likeliest); }
+TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) {
+  library.impl("likeliest", &likeliest);
+  library.impl("largest", &largest);
+}
