@@ -1,8 +1,8 @@
 // x @ weight.T + bias for few rows, on weights that lie in the order in which they are read.
 //
-// The product is torch's own brgemm (AMX tiles, or AVX-512 where a CPU has none). What this saves is the
-// set-up of a oneDNN primitive in every call, which takes longer than the product itself on small models
-// (docs/adr/0007).
+// Few rows are bound by how fast the weights can be read, so they are read once, as one stream, by a loop of
+// our own. Many rows on a CPU with AMX go through torch's brgemm. What both save is the set-up of a oneDNN
+// primitive in every call, which takes longer than the product itself on small models (docs/adr/0007).
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,12 @@
 #include <c10/util/bit_cast.h>
 #include <torch/library.h>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -26,6 +31,60 @@ using T = at::BFloat16;
 
 constexpr int64_t kOutputs = 64;  // per block of the weight
 constexpr int64_t kRows = 32;     // at once, so that the sums stay in the first cache
+constexpr int64_t kStreamed = 6;  // rows whose sums fit the registers
+
+void in_blocks(const T* x, int64_t rows, int64_t in, const T* weight, float* sums) {
+  at::native::cpublas::brgemm(rows, kOutputs, in, in, kOutputs, kOutputs, false, x, weight, sums, true);
+}
+
+#ifdef __AVX512BF16__
+
+// Sums of `kCount` rows with one block of the weight [pairs, kOutputs, 2]. The order of a sum does not depend
+// on the number of rows.
+template <int kCount>
+void stream(const T* x, int64_t in, const T* weight, float* sums) {
+  constexpr int kVectors = kOutputs / 16;
+  __m512 total[kCount][kVectors];
+  for (auto& row : total) {
+    for (auto& one : row) one = _mm512_setzero_ps();
+  }
+  for (int64_t at = 0; at < in; at += 2, weight += 2 * kOutputs) {
+    __m512bh factor[kVectors];
+    for (int i = 0; i < kVectors; ++i) factor[i] = (__m512bh)_mm512_loadu_si512(weight + 32 * i);
+    for (int row = 0; row < kCount; ++row) {
+      int pair;
+      std::memcpy(&pair, x + row * in + at, sizeof pair);
+      const auto both = (__m512bh)_mm512_set1_epi32(pair);
+      for (int i = 0; i < kVectors; ++i) total[row][i] = _mm512_dpbf16_ps(total[row][i], both, factor[i]);
+    }
+  }
+  for (int row = 0; row < kCount; ++row) {
+    for (int i = 0; i < kVectors; ++i) _mm512_storeu_ps(sums + row * kOutputs + 16 * i, total[row][i]);
+  }
+}
+
+void multiply(const T* x, int64_t rows, int64_t in, const T* weight, float* sums) {
+#ifdef __AMX_BF16__
+  if (rows > kStreamed) return in_blocks(x, rows, in, weight, sums);
+#endif
+  using Stream = void (*)(const T*, int64_t, const T*, float*);
+  constexpr Stream kStreams[kStreamed] = {stream<1>, stream<2>, stream<3>, stream<4>, stream<5>, stream<6>};
+  for (int64_t parts = (rows + kStreamed - 1) / kStreamed; parts > 0; --parts) {
+    const int64_t count = (rows + parts - 1) / parts;  // evenly: a part of one row reads as much as one of six
+    kStreams[count - 1](x, in, weight, sums);
+    x += count * in;
+    sums += count * kOutputs;
+    rows -= count;
+  }
+}
+
+#else
+
+void multiply(const T* x, int64_t rows, int64_t in, const T* weight, float* sums) {
+  in_blocks(x, rows, in, weight, sums);
+}
+
+#endif
 
 struct Product {
   const T* x;          // [rows, in]
@@ -39,8 +98,7 @@ struct Product {
     const int64_t count = std::min(kOutputs, width - first);
     for (int64_t row = 0; row < rows; row += kRows) {
       const int64_t num_rows = std::min(kRows, rows - row);
-      at::native::cpublas::brgemm(num_rows, kOutputs, in, in, kOutputs, kOutputs, false, x + row * in, weight,
-                                  sums, true);
+      multiply(x + row * in, num_rows, in, weight, sums);
       for (int64_t i = 0; i < num_rows; ++i) {
         store(sums + i * kOutputs, out + (row + i) * width + first, first, count);
       }
