@@ -141,6 +141,8 @@ class TargetModel:
             if self.device.type == "cpu":
                 native.load("likeliest")
                 native.load("noisy")
+                if native.has_fast_products():
+                    native.load("attention")
             with torch.inference_mode():
                 check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from draftless.engine import native
 from draftless.engine.attention import attend
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled.linears import PackedLinear
@@ -78,12 +79,17 @@ def _attention(
     if step.num_rows > 1:
         query, key, value = (_by_row(states, step.num_rows) for states in (query, key, value))
     keys, values = step.cache.write(layer, key, value)
+    operator = native.operator("attention")
+    head_dim = query.shape[3]
     if step.one_by_one is not None:
         out = attend_one_by_one(query, keys, values, step.one_by_one, kind, scaling, softcap)
-    else:
+    elif operator is None or softcap is not None or keys.dtype != torch.bfloat16 or head_dim % 32:
         out = attend(query, keys, values, step.masks[kind], scaling, softcap)
+    else:
+        scale = head_dim**-0.5 if scaling is None else scaling
+        out = operator(query, keys, values, step.masks[kind], scale).transpose(1, 2)
     out = out.transpose(1, 2).contiguous()
-    return out.view(1, -1, out.shape[2], out.shape[3])
+    return out.view(1, -1, out.shape[2], head_dim)
 
 
 def _by_row(states: torch.Tensor, num_rows: int) -> torch.Tensor:  # [R, H, W, D]
