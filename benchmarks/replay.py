@@ -67,6 +67,7 @@ class CostCurve:
 
     def __init__(self, target: TargetModel, length: int, widths: Sequence[int]) -> None:
         self._target = target
+        self._order = np.random.default_rng(0)
         self._layouts = {width: tree_layout(chain_parents(width)) for width in widths}
         with torch.inference_mode():
             self._cache = target.make_cache(1, length + max(widths))
@@ -76,14 +77,21 @@ class CostCurve:
             self.measure(2)
 
     def measure(self, repeats: int) -> None:
-        """One round: `repeats` passes of every width, in turn."""
+        """One round: `repeats` passes of every width, each behind one of its like, as in decoding.
+
+        In another order each time: after a wide pass a CPU is slower for a while.
+        """
+        widths = list(self._layouts)
         with torch.inference_mode():
-            for _ in range(repeats):
-                for width, layout in self._layouts.items():
+            for width in (widths[place] for place in self._order.permutation(len(widths))):
+                for repeat in range(repeats + 1):
                     begun = time.perf_counter()
-                    logits = self._target.forward(self._cache, [[2] * width], [layout])
+                    logits = self._target.forward(
+                        self._cache, [[2] * width], [self._layouts[width]]
+                    )
                     logits[0, -1, :1].tolist()  # as a draw does, this waits for a GPU
-                    self._seconds[width].append(time.perf_counter() - begun)
+                    if repeat:
+                        self._seconds[width].append(time.perf_counter() - begun)
 
     def median_s(self) -> dict[int, float]:
         return {width: statistics.median(taken) for width, taken in self._seconds.items()}
