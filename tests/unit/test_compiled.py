@@ -156,7 +156,7 @@ def test_packed_weights_exist_once() -> None:
 
 
 @pytest.mark.parametrize("is_blocked", [True, False])
-@pytest.mark.parametrize("num_rows", [1, 3, 32, 70])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 32, 70])
 def test_parts_with_and_without_a_bias_go_side_by_side(
     num_rows: int, is_blocked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +172,19 @@ def test_parts_with_and_without_a_bias_go_side_by_side(
     wide = x.float()
     wanted = torch.cat([wide @ weights[0].float().T + bias, wide @ weights[1].float().T], dim=2)
     torch.testing.assert_close(packed(x).float(), wanted, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.skipif(not linears.has_blocked(), reason="this CPU has no products of bfloat16")
+def test_a_row_has_the_same_bits_beside_any_few_others() -> None:
+    """Rows are summed in one order, however many there are: plain decoding and a small tree agree."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 96, generator=draw).bfloat16()
+    weight = torch.randn(130, 96, generator=draw).bfloat16()
+    packed = linears.pack([weight], [None], HugePages())
+    alone = torch.cat([packed(x[row : row + 1]) for row in range(6)])
+    torch.testing.assert_close(alone.float(), x.float() @ weight.float().T, atol=0.1, rtol=0.01)
+    for num_rows in range(2, 7):
+        assert packed(x[:num_rows]).equal(alone[:num_rows])
 
 
 # --- where there is no compiler ----------------------------------------------------------------

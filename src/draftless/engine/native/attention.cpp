@@ -27,6 +27,7 @@ using T = at::BFloat16;
 
 constexpr int64_t kLanes = 16, kPart = 256;  // keys at once
 constexpr int kSums = 8;                     // vectors of sums at once: enough to hide what one takes
+constexpr int64_t kWork = 1 << 13;           // scores that are worth a thread
 constexpr float kNothing = -1e30f;           // a maximum of no key
 constexpr double kLog2E = 1.4426950408889634;
 
@@ -243,7 +244,8 @@ at::Tensor attention(const at::Tensor& given, const at::Tensor& key, const at::T
               mask.size(2) == groups * width && mask.size(3) == context);
   at::Tensor out = at::empty({rows, width, heads, dim}, query.options());
   const T *queries = query.const_data_ptr<T>(), *masks = mask.const_data_ptr<T>();
-  at::parallel_for(0, rows * kv_heads, 1, [&](int64_t begin, int64_t end) {
+  const int64_t at_least = (kWork + groups * width * context - 1) / (groups * width * context);
+  at::parallel_for(0, rows * kv_heads, at_least, [&](int64_t begin, int64_t end) {
     Head head(groups * width, dim);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / kv_heads, kv_head = index % kv_heads;
