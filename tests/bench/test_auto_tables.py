@@ -15,6 +15,8 @@ from draftless.errors import ArtifactError
 from draftless.prices import PriceList
 from support.synthetic_run import make_case, make_row
 
+OTHERS = "on its other questions"
+
 # Seconds of an answer of 100 tokens, by method and domain.
 SECONDS = {
     "transformers": {"code": 4.0, "sql": 4.0},
@@ -50,9 +52,17 @@ def test_every_domain_has_its_own_best_drafter() -> None:
         ("code", "sdsat [k=3]", "80.0", "100.0", "8.0", "1.25x [1.25, 1.25]"),
         ("sql", "recycling", "100.0", "100.0", "8.0", "1.00x [1.00, 1.00]"),
         ("mean over domains", "each domain's best", "-", "100.0", "8.0", "1.12x [1.12, 1.12]"),
+        (
+            "mean over domains",
+            f"each domain's best {OTHERS}",
+            "-",
+            "100.0",
+            "8.0",
+            "1.12x [1.12, 1.12]",
+        ),
         ("mean over domains", "recycling", "75.0", "100.0", "8.0", "1.50x [1.50, 1.50]"),
     ]
-    assert [line[6] for line in table.lines] == ["3.00x [3.00, 3.00]"] * 4
+    assert [line[6] for line in table.lines] == ["3.00x [3.00, 3.00]"] * 5
 
 
 def test_the_sweep_compares_with_the_best_fixed_width() -> None:
@@ -64,9 +74,24 @@ def test_the_sweep_compares_with_the_best_fixed_width() -> None:
         ("auto [max_width=4]", "0.80x [0.80, 0.80]"),
         ("auto [max_width=8]", "1.10x [1.10, 1.10]"),
         ("each domain's best", "0.95x [0.95, 0.95]"),
+        (f"each domain's best {OTHERS}", "0.95x [0.95, 0.95]"),
         ("auto [max_width=4]", "1.02x [1.02, 1.02]"),
     ]
     assert width_sweep_table(cases, rows, "other").lines == ()
+
+
+def test_luck_on_a_question_does_not_choose_the_rival_for_it() -> None:
+    """Two rivals of equal speed in the end: each is chosen where the other one was lucky."""
+    rows = rows_of({"auto": {"code": 1.0}, "recycling": {"code": 1.0}, "sdsat": {"code": 1.0}})
+    for row in rows:
+        lucky = {"recycling": "code-0", "sdsat": "code-1"}.get(row.case.method)
+        if row.question_id == lucky:
+            row.turns[0].seconds = 0.5
+        if row.case.method == "recycling" and row.question_id == "code-2":
+            row.turns[0].seconds = 0.9
+    own, fair = single_table(rows).lines[1:3]
+    assert own[5].startswith("0.80x"), "recycling, which was the luckier one"
+    assert fair[5].startswith("0.97x"), "sdsat, recycling and recycling"
 
 
 def test_intervals_are_of_questions() -> None:
@@ -96,7 +121,9 @@ def test_a_drafter_that_fails_nearly_everywhere_is_no_rival() -> None:
     for row in rows:
         if row.case.method == "recycling" and row.question_id != "sql-1":
             row.error = "x"
-    assert {line[1] for line in single_table(rows).lines} == {"sdsat [k=3]", "each domain's best"}
+    assert {line[1] for line in single_table(rows).lines} == {
+        "sdsat [k=3]", "each domain's best", f"each domain's best {OTHERS}"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("left", [("none", "recycling"), ("none", "auto")])

@@ -12,6 +12,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from draftless import Draftless
+from draftless.engine import native, probes
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
 from draftless.engine.compiled import linears
@@ -272,13 +273,17 @@ def test_a_loaded_model_keeps_its_weights() -> None:
 # --- strict ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def strict_model() -> TargetModel:
+@pytest.fixture(scope="module", params=["as the machine can", "one by one"])
+def strict_model(request: pytest.FixtureRequest) -> TargetModel:
+    """Twice: ordinary passes may have stable bits here, or not."""
     model = half_precision_model(3)
-    try:
-        return TargetModel(model.model, compile=True, strict=True)
-    except CapabilityError as error:
-        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "one by one":
+            patch.setattr(probes, "has_stable_bits", lambda _: False)
+        try:
+            return TargetModel(model.model, compile=True, strict=True)
+        except CapabilityError as error:
+            pytest.skip(str(error))
 
 
 @torch.inference_mode()
@@ -302,10 +307,25 @@ def test_strict_bits_do_not_depend_on_the_tree(strict_model: TargetModel) -> Non
         assert torch.equal(logits[0, path], torch.stack(plain)), siblings
 
 
+@pytest.mark.skipif(
+    not linears.has_blocked() or torch.cpu._is_amx_tile_supported(),
+    reason="products of many rows are not our own here",
+)
+def test_ordinary_passes_have_stable_bits_on_our_own_operators() -> None:
+    """So strict costs nothing: and with torch's attention they have not."""
+    model = TargetModel(half_precision_model(3).model, compile=True, strict=True)
+    assert model._has_stable_bits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(native._LOADED, "attention")
+        model.is_strict = False
+        assert not probes.has_stable_bits(model)
+
+
 def test_strict_is_refused_where_bits_move(
     strict_model: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here: because a node looks at the slots as they lie, siblings included."""
+    monkeypatch.setattr(probes, "has_stable_bits", lambda _: False)
     monkeypatch.setattr(strict_module, "_in_order", lambda states, *_: states)
     with pytest.raises(CapabilityError, match="a pass over 16 tokens rounds otherwise"):
         TargetModel(strict_model.model, compile=True, strict=True)

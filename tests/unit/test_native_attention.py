@@ -89,6 +89,18 @@ def test_the_other_queries_do_not_matter() -> None:
         assert run(alone, 0.125).equal(whole[:, of_node])
 
 
+def test_it_does_not_matter_where_the_ancestors_lie() -> None:
+    """Keys of other branches between those of the own path change no bit."""
+    query, keys, values, mask = case(1, 4, 2, 9, 310, 64)
+    whole = run((query, keys, values, mask), 0.125)
+    for node in (0, 5, 8):
+        of_node, seen = slice(node, node + 1), mask[0, 0, node].isfinite()
+        own = [tensor[:, :, seen].contiguous() for tensor in (keys, values)]
+        alone = torch.zeros(1, 1, 2, int(seen.sum())).bfloat16()
+        found = run((query[:, :, of_node], *own, alone), 0.125)
+        assert found.equal(whole[:, of_node])
+
+
 def test_large_scores_stay_finite() -> None:
     query, keys, values, mask = case(1, 4, 2, 3, 50, 64)
     given = (40 * query, 40 * keys, values, mask)

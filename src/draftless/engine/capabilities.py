@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from draftless.errors import CapabilityError
+from draftless.engine.attention import ATTENTION_NAME
+from draftless.errors import CapabilityError, ConfigError
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _WINDOWED_ROPE = {"longrope", "dynamic"}
@@ -112,3 +114,19 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
             f"dtype {name!r} is unknown; use bfloat16, float16, float32 or float64"
         )
     return dtype
+
+
+def check_compile(attention: str, is_compiled: bool, is_strict: bool) -> None:
+    if is_compiled and attention != ATTENTION_NAME:
+        raise ConfigError(f"compile=True goes with attention='draftless', not {attention!r}")
+    if is_strict and not is_compiled:
+        raise ConfigError("strict=True needs compile=True")
+
+
+def check_input_only(input_only_ids: Sequence[int], vocab_size: int) -> None:
+    outside = [i for i in input_only_ids if not 0 <= i < vocab_size]
+    if outside:
+        raise ConfigError(
+            f"input_only_ids {outside} lie outside the vocabulary 0..{vocab_size - 1}; "
+            "give ids that the model's embedding has"
+        )

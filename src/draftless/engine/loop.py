@@ -22,7 +22,7 @@ from draftless.engine.verify import walk
 from draftless.errors import InputError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import Drafter, Row, Statistics, StepRecord
+from draftless.types import Drafter, DraftTree, Row, Statistics, StepRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,6 +134,15 @@ def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request])
     return cache
 
 
+def _views(logits: torch.Tensor, trees: Sequence[DraftTree]) -> list[torch.Tensor]:
+    """Of each row of `logits [R, W, V]` what belongs to its tree; slicing costs, so only where needed."""
+    width = logits.shape[1]
+    return [
+        logits[index] if tree.num_nodes == width else logits[index, : tree.num_nodes]
+        for index, tree in enumerate(trees)
+    ]
+
+
 def _step(
     target: TargetModel, drafter: Drafter, cache: KVCache, active: Sequence[Request]
 ) -> list[StepRecord]:
@@ -152,11 +161,7 @@ def _step(
     clock.append(time.perf_counter())
 
     logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
-    width = logits.shape[1]
-    views = [
-        logits[index] if tree.num_nodes == width else logits[index, : tree.num_nodes]
-        for index, tree in enumerate(trees)
-    ]
+    views = _views(logits, trees)
     samplers = [request.sampler for request in active]
     for sampler, view, layout in zip(samplers, views, layouts, strict=True):
         sampler.bind(view, layout.depths)

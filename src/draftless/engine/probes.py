@@ -65,6 +65,18 @@ def _logits(target: TargetModel, token_ids: list[int], layout: TreeLayout) -> to
     return target.forward(cache, [token_ids], [layout])[0].float()
 
 
+def has_stable_bits(target: TargetModel) -> bool:
+    """Whether ordinary passes give a token the same bits in every tree and batch.
+
+    They do where the products and the attention are our own (`native/`), which sum in one order.
+    """
+    try:
+        check_strict(target)
+    except CapabilityError:
+        return False
+    return True
+
+
 def check_strict(target: TargetModel) -> None:
     """Tokens fed one after another and as the last leaves of trees must give the same bits.
 
@@ -89,8 +101,11 @@ def check_strict(target: TargetModel) -> None:
             path.append(len(token_ids))
             token_ids.append(token_id)
             parents.append(above)
-        cache = target.make_cache(1, len(token_ids))
-        logits = target.forward(cache, [token_ids], [tree_layout(tuple(parents))])[0]
+        # Beside a longer row.
+        cache = target.make_cache(2, _STRICT_TOKENS + len(token_ids))
+        cache.commit(1, range(_STRICT_TOKENS))
+        layouts = [tree_layout(tuple(parents)), tree_layout((-1,))]
+        logits = target.forward(cache, [token_ids, [0]], layouts)[0]
         if not torch.equal(logits[path], torch.stack(plain)):
             raise CapabilityError(
                 f"strict is not possible for {type(target.model).__name__} on this machine: a pass "

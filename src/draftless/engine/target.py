@@ -13,16 +13,22 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from draftless.engine import native
+from draftless.engine import native, probes
 from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.cache import CacheShape, KVCache, cache_keyword
-from draftless.engine.capabilities import check_config, check_model, context_limit, parse_dtype
+from draftless.engine.capabilities import (
+    check_compile,
+    check_config,
+    check_input_only,
+    check_model,
+    context_limit,
+    parse_dtype,
+)
 from draftless.engine.compiled.forward import CompiledForward
 from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.strict import WIDTH, OneByOne
 from draftless.engine.int8 import round_to_int8
 from draftless.engine.masks import MaskBuilder, layer_windows
-from draftless.engine.probes import check_masks_and_positions, check_strict, three_tokens
 from draftless.engine.skip_view import SkipViews
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
@@ -91,7 +97,7 @@ class TargetModel:
         self.config = model.config.get_text_config()
         self.device: torch.device = next(model.parameters()).device
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        _check_input_only(input_only_ids, self.vocab_size)
+        check_input_only(input_only_ids, self.vocab_size)
         self.num_layers: int = self.config.num_hidden_layers
         self.max_positions = context_limit(model.config)
         self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
@@ -99,7 +105,7 @@ class TargetModel:
         self.is_strict = False
         heads = self.config.num_attention_heads
         stock_attention = model.config._attn_implementation
-        _check_compile(attention, compile, strict)
+        check_compile(attention, compile, strict)
         try:
             with torch.inference_mode():
                 stock_logits = self._stock_logits()
@@ -109,7 +115,7 @@ class TargetModel:
                 shape = self._cache_shape
                 groups = heads // shape.num_kv_heads if attention == ATTENTION_NAME else 1
                 self._masks = MaskBuilder(self._windows, groups, shape.dtype, self.device)
-                check_masks_and_positions(self, stock_logits)
+                probes.check_masks_and_positions(self, stock_logits)
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
@@ -144,7 +150,7 @@ class TargetModel:
                 if native.has_fast_products():
                     native.load("attention")
             with torch.inference_mode():
-                check_masks_and_positions(self, stock_logits)
+                probes.check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
             warnings.warn(
                 f"{type(self.model).__name__} cannot be compiled here "
@@ -158,9 +164,11 @@ class TargetModel:
     def _make_strict(self) -> None:
         if self._compiled is None:
             raise CapabilityError("strict=True needs a model that can be compiled; leave it out")
-        self.is_strict = True
         with torch.inference_mode():
-            check_strict(self)
+            self._has_stable_bits = probes.has_stable_bits(self)
+            self.is_strict = True
+            if not self._has_stable_bits:
+                probes.check_strict(self)
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
@@ -222,7 +230,7 @@ class TargetModel:
 
     def _stock_logits(self) -> torch.Tensor:  # [3, V] float32
         """What the model says to three tokens before anything of it is switched."""
-        token_ids = torch.tensor([three_tokens(self.vocab_size)], device=self.device)
+        token_ids = torch.tensor([probes.three_tokens(self.vocab_size)], device=self.device)
         logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
         return logits[0].float()
 
@@ -286,13 +294,19 @@ class TargetModel:
             CapabilityError: the model's sub-layers cannot be skipped.
             ConfigError: the skip set names a layer that the model does not have.
         """
-        if self.is_strict and skip_set is None:
+        if self.is_strict and skip_set is None and not self._is_stable(token_ids):
             logits = self._forward_strict(cache, token_ids, layouts, first_row)
         else:
             logits = self._forward(cache, token_ids, layouts, first_row, skip_set)
         if self.input_only_ids:
             logits.index_fill_(-1, self._input_only, -torch.inf)
         return logits
+
+    def _is_stable(self, token_ids: Sequence[Sequence[int]]) -> bool:
+        """Whether a strict model may run a pass like any other."""
+        assert self._compiled is not None
+        num_tokens = len(token_ids) * max(map(len, token_ids))
+        return self._has_stable_bits and self._compiled.handles(None, num_tokens)
 
     def _forward(
         self,
@@ -379,19 +393,3 @@ class _Pass:
     token_ids: torch.Tensor
     positions: torch.Tensor
     masks: dict[str, torch.Tensor]
-
-
-def _check_input_only(input_only_ids: Sequence[int], vocab_size: int) -> None:
-    outside = [i for i in input_only_ids if not 0 <= i < vocab_size]
-    if outside:
-        raise ConfigError(
-            f"input_only_ids {outside} lie outside the vocabulary 0..{vocab_size - 1}; "
-            "give ids that the model's embedding has"
-        )
-
-
-def _check_compile(attention: str, is_compiled: bool, is_strict: bool) -> None:
-    if is_compiled and attention != ATTENTION_NAME:
-        raise ConfigError(f"compile=True goes with attention='draftless', not {attention!r}")
-    if is_strict and not is_compiled:
-        raise ConfigError("strict=True needs compile=True")

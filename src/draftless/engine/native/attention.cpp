@@ -1,9 +1,11 @@
 // Attention of few queries over what is cached, in bfloat16: the query heads of a KV head side by side.
 //
 // Keys are taken as they lie in the cache and multiplied with all queries of their head at once, so they are
-// read once; the softmax runs along 16 queries per vector, over parts of the context with running maxima
-// (Milakov and Gimelshein, arXiv 1805.02867). For a handful of queries a library's general kernel spends most
-// of its time on what it does for many.
+// read once; the softmax runs along 16 queries per vector. For a handful of queries a library's general kernel
+// spends most of its time on what it does for many.
+//
+// Sums go from key to key, and a hidden key adds an exact zero. So a node of a tree gets the bits that plain
+// decoding gets, whatever stands beside it and wherever in the cache its ancestors lie.
 
 #ifndef __AVX512BF16__
 #error "attention.cpp needs AVX512-BF16"
@@ -18,17 +20,15 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 namespace {
 
 using T = at::BFloat16;
 
-constexpr int64_t kLanes = 16, kPart = 256;  // keys at once
-constexpr int kSums = 8;                     // vectors of sums at once: enough to hide what one takes
-constexpr int64_t kWork = 1 << 13;           // scores that are worth a thread
-constexpr float kNothing = -1e30f;           // a maximum of no key
+constexpr int64_t kLanes = 16;
+constexpr int kSums = 8;            // vectors of sums at once: enough to hide what one takes
+constexpr int64_t kWork = 1 << 13;  // scores that are worth a thread
 constexpr double kLog2E = 1.4426950408889634;
 
 // 2^x to a few units in the last place; 0 from -120 down.
@@ -51,64 +51,54 @@ inline int pair_at(const T* data) {
 
 inline __m512bh broadcast(int pair) { return (__m512bh)_mm512_set1_epi32(pair); }
 
+inline __m512 widened(const T* data) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+inline void store(T* data, __m512 values) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(data), (__m256i)_mm512_cvtneps_pbh(values));
+}
+
 inline __m512bh load(const T* data) { return (__m512bh)_mm512_loadu_si512(data); }
 
 // One KV head of one row: its queries, padded to whole vectors, and the room to work in.
 struct Head {
-  int64_t num_queries, head_dim, lanes, vectors;
-  float *scores, *sums;     // [part, lanes]; [lanes, D]
-  float *highest, *total;   // [lanes] each
-  int* weights;             // [part / 2, lanes], of pairs of keys
-  T *queries, *mixed;       // [D / 2, lanes, 2]; values [part / 2, D, 2]
+  int64_t num_queries, head_dim, lanes;
+  float *scores, *total;  // [C, lanes]; [lanes]
+  T* queries;             // [D / 2, lanes, 2]
 
-  Head(int64_t num_queries_, int64_t head_dim_)
-      : num_queries(num_queries_),
-        head_dim(head_dim_),
-        lanes((num_queries_ + kLanes - 1) / kLanes * kLanes),
-        vectors(lanes / kLanes) {
-    const int64_t sizes[] = {kPart * lanes, lanes * head_dim,     lanes,               lanes,
-                             kPart / 2 * lanes, head_dim / 2 * lanes, kPart / 2 * head_dim};
+  Head(int64_t num_queries_, int64_t head_dim_, int64_t context)
+      : num_queries(num_queries_), head_dim(head_dim_), lanes((num_queries_ + kLanes - 1) / kLanes * kLanes) {
     static thread_local std::vector<float> room;  // kept: to fill it with zeros takes as long as to use it
-    int64_t total_size = 0;
-    for (const int64_t size : sizes) total_size += size;
-    if (static_cast<int64_t>(room.size()) < total_size) room.resize(total_size);
-    float* places[7];
-    float* next = room.data();
-    for (int i = 0; i < 7; ++i) {
-      places[i] = next;
-      next += sizes[i];
-    }
-    scores = places[0], sums = places[1], highest = places[2], total = places[3];
-    weights = reinterpret_cast<int*>(places[4]);
-    queries = reinterpret_cast<T*>(places[5]), mixed = reinterpret_cast<T*>(places[6]);
+    const size_t size = (context + 1 + head_dim / 2) * lanes;
+    if (room.size() < size) room.resize(size);
+    scores = room.data();
+    total = scores + context * lanes;
+    queries = reinterpret_cast<T*>(total + lanes);
   }
 
-  void begin() {
-    std::memset(queries, 0, head_dim * lanes * sizeof(T));
-    std::fill_n(sums, lanes * head_dim, 0.0f);
-    std::fill_n(highest, lanes, kNothing);
-    std::fill_n(total, lanes, 0.0f);
-  }
+  void begin() { std::memset(queries, 0, head_dim * lanes * sizeof(T)); }
 
   void set_query(int64_t place, const T* query) {
     for (int64_t at = 0; at < head_dim; at += 2) {
-      std::memcpy(&queries[(at / 2 * lanes + place) * 2], query + at, 2 * sizeof(T));
+      std::memcpy(queries + (at / 2 * lanes + place) * 2, query + at, 2 * sizeof(T));
     }
   }
 
   // Scores of keys [count, D], times `scale`.
   void score(const T* keys, int64_t count, float scale) {
-    for (int64_t vector = 0; vector < vectors; vector += 2) {
-      if (vector + 1 < vectors) {
-        score_vectors<2>(keys, count, scale, vector);
+    for (int64_t lane = 0; lane < lanes; lane += 2 * kLanes) {
+      if (lane + kLanes < lanes) {
+        score_vectors<2>(keys, count, scale, lane);
       } else {
-        score_vectors<1>(keys, count, scale, vector);
+        score_vectors<1>(keys, count, scale, lane);
       }
     }
   }
 
   template <int kVectors>
-  void score_vectors(const T* keys, int64_t count, float scale, int64_t vector) {
+  void score_vectors(const T* keys, int64_t count, float scale, int64_t lane) {
     constexpr int kKeys = kSums / kVectors;
     for (int64_t key = 0; key < count; key += kKeys) {
       const int64_t num_keys = std::min<int64_t>(kKeys, count - key);
@@ -120,7 +110,7 @@ struct Head {
       }
       for (int64_t at = 0; at < head_dim; at += 2) {
         __m512bh both[kVectors];
-        for (int v = 0; v < kVectors; ++v) both[v] = load(queries + (at / 2 * lanes + (vector + v) * kLanes) * 2);
+        for (int v = 0; v < kVectors; ++v) both[v] = load(queries + (at / 2 * lanes + lane + v * kLanes) * 2);
         for (int i = 0; i < kKeys; ++i) {
           const __m512bh of_key = broadcast(pair_at(rows[i] + at));
           for (int v = 0; v < kVectors; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], both[v], of_key);
@@ -128,7 +118,7 @@ struct Head {
       }
       for (int64_t i = 0; i < num_keys; ++i) {
         for (int v = 0; v < kVectors; ++v) {
-          _mm512_storeu_ps(scores + (key + i) * lanes + (vector + v) * kLanes,
+          _mm512_storeu_ps(scores + (key + i) * lanes + lane + v * kLanes,
                            _mm512_mul_ps(sum[i][v], _mm512_set1_ps(scale)));
         }
       }
@@ -147,87 +137,40 @@ struct Head {
     }
   }
 
-  // Scores to weights under the maximum so far, as pairs of keys; what was summed before is brought down to it.
+  // Scores to weights.
   void weigh(int64_t count) {
-    if (count % 2) std::fill_n(&scores[count * lanes], lanes, -std::numeric_limits<float>::infinity());
-    for (int64_t vector = 0; vector < vectors; ++vector) {
-      float* first = &scores[vector * kLanes];
-      const __m512 before = _mm512_loadu_ps(&highest[vector * kLanes]);
-      __m512 most = before;
-      for (int64_t key = 0; key < count; ++key) most = _mm512_max_ps(most, _mm512_loadu_ps(first + key * lanes));
-      const __m512 fade = exp2(_mm512_sub_ps(before, most));
-      __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(&total[vector * kLanes]), fade);
-      for (int64_t key = 0; key < count; key += 2) {
-        const __m512 even = exp2(_mm512_sub_ps(_mm512_loadu_ps(first + key * lanes), most));
-        const __m512 odd = exp2(_mm512_sub_ps(_mm512_loadu_ps(first + (key + 1) * lanes), most));
-        sum = _mm512_add_ps(sum, _mm512_add_ps(even, odd));
-        const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(even));
-        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(odd));
-        _mm512_storeu_si512(&weights[key / 2 * lanes + vector * kLanes],
-                            _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    for (int64_t lane = 0; lane < lanes; lane += kLanes) {
+      float* first = scores + lane;
+      __m512 most = _mm512_loadu_ps(first), sum = _mm512_setzero_ps();
+      for (int64_t key = 1; key < count; ++key) most = _mm512_max_ps(most, _mm512_loadu_ps(first + key * lanes));
+      for (int64_t key = 0; key < count; ++key) {
+        const __m512 weight = exp2(_mm512_sub_ps(_mm512_loadu_ps(first + key * lanes), most));
+        sum = _mm512_add_ps(sum, weight);
+        _mm512_storeu_ps(first + key * lanes, weight);
       }
-      _mm512_storeu_ps(&highest[vector * kLanes], most);
-      _mm512_storeu_ps(&total[vector * kLanes], sum);
-      float fades[kLanes];
-      _mm512_storeu_ps(fades, fade);
-      for (int64_t i = 0; i < kLanes; ++i) {
-        if (fades[i] != 1.0f) {
-          float* of_query = &sums[(vector * kLanes + i) * head_dim];
-          for (int64_t at = 0; at < head_dim; at += kLanes) {
-            _mm512_storeu_ps(of_query + at, _mm512_mul_ps(_mm512_loadu_ps(of_query + at), _mm512_set1_ps(fades[i])));
-          }
-        }
-      }
+      _mm512_storeu_ps(total + lane, sum);
     }
   }
 
-  // Neighbouring values side by side; in an order of channels that `finish` undoes.
-  void mix(const T* values, int64_t count) {
-    for (int64_t key = 0; key < count; key += 2) {
-      for (int64_t at = 0; at < head_dim; at += 32) {
-        const __m512i even = _mm512_loadu_si512(values + key * head_dim + at);
-        const __m512i odd =
-            key + 1 < count ? _mm512_loadu_si512(values + (key + 1) * head_dim + at) : _mm512_setzero_si512();
-        T* to = &mixed[key * head_dim + 2 * at];
-        _mm512_storeu_si512(to, _mm512_unpacklo_epi16(even, odd));
-        _mm512_storeu_si512(to + 32, _mm512_unpackhi_epi16(even, odd));
-      }
-    }
-  }
-
-  void add_values(int64_t count) {
-    for (int64_t query = 0; query < num_queries; query += kSums) {
-      for (int64_t at = 0; at < head_dim; at += 32) {
-        __m512 low[kSums], high[kSums];
-        for (int64_t i = 0; i < kSums; ++i) {
-          low[i] = _mm512_loadu_ps(&sums[(query + i) * head_dim + at]);
-          high[i] = _mm512_loadu_ps(&sums[(query + i) * head_dim + at + kLanes]);
-        }
-        for (int64_t pair = 0; pair < (count + 1) / 2; ++pair) {
-          const __m512bh first = load(&mixed[2 * (pair * head_dim + at)]);
-          const __m512bh second = load(&mixed[2 * (pair * head_dim + at) + 32]);
-          for (int64_t i = 0; i < kSums; ++i) {
-            const __m512bh weight = broadcast(weights[pair * lanes + query + i]);
-            low[i] = _mm512_dpbf16_ps(low[i], weight, first);
-            high[i] = _mm512_dpbf16_ps(high[i], weight, second);
-          }
-        }
-        for (int64_t i = 0; i < kSums; ++i) {
-          _mm512_storeu_ps(&sums[(query + i) * head_dim + at], low[i]);
-          _mm512_storeu_ps(&sums[(query + i) * head_dim + at + kLanes], high[i]);
+  // The weighted values of some queries: `to[i]` is where the i-th one's go.
+  template <int kCount>
+  void add_values(const T* values, int64_t count, int64_t query, T* const* to) const {
+    for (int64_t at = 0; at < head_dim; at += 2 * kLanes) {
+      __m512 low[kCount], high[kCount];
+      for (int i = 0; i < kCount; ++i) low[i] = high[i] = _mm512_setzero_ps();
+      for (int64_t key = 0; key < count; ++key) {
+        const __m512 first = widened(values + key * head_dim + at);
+        const __m512 second = widened(values + key * head_dim + at + kLanes);
+        for (int i = 0; i < kCount; ++i) {
+          const __m512 weight = _mm512_set1_ps(scores[key * lanes + query + i]);
+          low[i] = _mm512_fmadd_ps(weight, first, low[i]);
+          high[i] = _mm512_fmadd_ps(weight, second, high[i]);
         }
       }
-    }
-  }
-
-  void finish(int64_t query, T* out) const {
-    const float share = 1.0f / total[query];
-    for (int64_t at = 0; at < head_dim; at += 32) {
-      const float* from = &sums[query * head_dim + at];
-      for (int64_t i = 0; i < 32; ++i) {
-        // Unpacking takes 4 of every 8 channels into either half.
-        const int64_t place = i % 8 < 4 ? i / 8 * 4 + i % 4 : kLanes + i / 8 * 4 + i % 4;
-        out[at + i] = static_cast<T>(from[place] * share);
+      for (int i = 0; i < kCount && query + i < num_queries; ++i) {
+        const __m512 share = _mm512_set1_ps(1.0f / total[query + i]);
+        store(to[i] + at, _mm512_mul_ps(low[i], share));
+        store(to[i] + at + kLanes, _mm512_mul_ps(high[i], share));
       }
     }
   }
@@ -246,31 +189,35 @@ at::Tensor attention(const at::Tensor& given, const at::Tensor& key, const at::T
   const T *queries = query.const_data_ptr<T>(), *masks = mask.const_data_ptr<T>();
   const int64_t at_least = (kWork + groups * width * context - 1) / (groups * width * context);
   at::parallel_for(0, rows * kv_heads, at_least, [&](int64_t begin, int64_t end) {
-    Head head(groups * width, dim);
+    Head head(groups * width, dim, context);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / kv_heads, kv_head = index % kv_heads;
       const T* keys = key.const_data_ptr<T>() + row * key.stride(0) + kv_head * key.stride(1);
       const T* values = value.const_data_ptr<T>() + row * value.stride(0) + kv_head * value.stride(1);
       const T* mask_row = masks + (mask.size(0) > 1 ? row : 0) * groups * width * context;
+      const auto head_of = [&](int64_t place) { return kv_head * groups + place / width; };
       head.begin();
       for (int64_t place = 0; place < head.num_queries; ++place) {
-        const int64_t of_head = kv_head * groups + place / width;
-        head.set_query(place, queries + row * query.stride(0) + of_head * query.stride(1) +
+        head.set_query(place, queries + row * query.stride(0) + head_of(place) * query.stride(1) +
                                   place % width * query.stride(2));
       }
-      for (int64_t first = 0; first < context; first += kPart) {
-        const int64_t count = std::min(kPart, context - first);
-        head.score(keys + first * dim, count, static_cast<float>(scaling * kLog2E));
-        for (int64_t place = 0; place < head.num_queries; ++place) {
-          head.add_mask(place, mask_row + place * context + first, count);
-        }
-        head.weigh(count);
-        head.mix(values + first * dim, count);
-        head.add_values(count);
-      }
+      head.score(keys, context, static_cast<float>(scaling * kLog2E));
       for (int64_t place = 0; place < head.num_queries; ++place) {
-        const int64_t at = (row * width + place % width) * heads + kv_head * groups + place / width;
-        head.finish(place, out.data_ptr<T>() + at * dim);
+        head.add_mask(place, mask_row + place * context, context);
+      }
+      head.weigh(context);
+      for (int64_t first = 0; first < head.num_queries; first += kSums) {
+        const int64_t count = std::min<int64_t>(kSums, head.num_queries - first);
+        T* to[kSums];
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t place = first + i;
+          to[i] = out.data_ptr<T>() + ((row * width + place % width) * heads + head_of(place)) * dim;
+        }
+        if (count > kSums / 2) {
+          head.add_values<kSums>(values, context, first, to);
+        } else {
+          head.add_values<kSums / 2>(values, context, first, to);
+        }
       }
     }
   });
