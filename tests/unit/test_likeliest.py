@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from draftless.engine import native
-from draftless.engine.likeliest import likeliest
+from draftless.engine.likeliest import largest, likeliest
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -35,6 +35,20 @@ def test_they_are_those_of_a_sort(dtype: torch.dtype, shift: float, size: int) -
     assert (scores == expected).all()
     assert (np.take_along_axis(logits.float().numpy(), ids, 1) == scores).all()
     assert all(len(set(row)) == len(row) for row in ids.tolist())
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, -40.0, 40.0])
+def test_the_largest_of_a_row_is_the_lowest_id_on_ties(dtype: torch.dtype, shift: float) -> None:
+    logits = (torch.randn(5, 1001, generator=torch.manual_seed(2)) + shift).to(dtype)
+    logits[1, [1000, 70, 300]] = shift + 30.0
+    logits[2] = shift
+    logits[3, :] = -torch.inf
+    logits[3, 999] = shift
+    assert [largest(logits, row) for row in range(5)] == [
+        int(logits[0].float().argmax()), 70, 0, 999, int(logits[4].float().argmax())
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("way")

@@ -182,3 +182,48 @@ def test_a_step_may_cost_little_more_than_the_purse_holds() -> None:
     while pace.is_asleep:
         pace.sleep(match_len=0)
     assert 1.0 * MS < pace.most_s(1.0 * MS) < first
+
+
+def test_where_drafting_hardly_ever_brings_enough_it_sleeps_before_it_costs_anything() -> None:
+    """In a batch all rows pay for a place, and for the drafting of each."""
+    pace = Pace(trust=1.0)
+    assert not pace.lie_down(least=0.3), "half a token more a step is what drafting usually brings"
+    assert not pace.is_asleep
+    assert pace.lie_down(least=0.7)
+    assert pace.is_asleep and pace.saved == 0.0
+    naps = []
+    for _ in range(4):
+        steps = 0
+        while pace.is_asleep:
+            pace.sleep(match_len=0)
+            steps += 1
+        naps.append(steps)
+        assert pace.lie_down(least=0.7)
+    assert naps == [8, 16, 32, 64]
+
+
+def test_what_drafting_brought_here_counts_more_than_what_it_usually_brings() -> None:
+    rich, poor = Pace(), Pace()
+    for _ in range(30):
+        rich.count(3, 1.2, plain_s=1.0)
+        poor.count(1, 1.0, plain_s=1.0)
+    assert not rich.lie_down(least=1.2)
+    assert poor.lie_down(least=0.2)
+
+
+def test_a_long_match_is_tried_even_where_drafting_hardly_ever_pays() -> None:
+    pace = Pace()
+    pace.lie_down(least=5.0)
+    pace.sleep(match_len=LONGEST_MATCH)
+    assert not pace.is_asleep
+    assert not pace.lie_down(least=5.0)
+
+
+def test_a_nap_looks_for_matches_now_and_then_and_at_its_end() -> None:
+    pace = Pace()
+    pace.lie_down(least=5.0)
+    looked = []
+    while pace.is_asleep:
+        looked.append(pace.looks)
+        pace.sleep(match_len=0)
+    assert looked == [False, False, False, True] * 2

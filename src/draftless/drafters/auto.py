@@ -93,11 +93,14 @@ class AutoDrafter:
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         states = [self._states[row] for row in rows]
-        awake = [state for state in states if not state.pace.is_asleep]
+        if all(state.pace.is_asleep for state in states):
+            return [state.tree(1, ()) for state in states]
         length = max(len(row.token_ids) for row in rows)
         is_sampled = any(row.noise is not None for row in rows)
         prices = self._planner.prices(length, len(rows), is_sampled=is_sampled)
         rate = sum(state.pace.rate(prices.plain_s) for state in states)
+        least = rate * (prices.seconds[1] - prices.plain_s) / len(rows)
+        awake = [s for s in states if not (s.pace.is_asleep or s.pace.lie_down(least))]
         most_s = max((state.pace.most_s(prices.plain_s) for state in awake), default=0.0)
         limit = bisect_right(prices.seconds, most_s)
         slopes = prices.slopes[: max(limit, 1)]
@@ -151,9 +154,12 @@ class _State:
     def observe(self, record: StepRecord, width: int) -> None:
         growth, verdict = self.growth, record.verdict
         if growth is None:
-            index = self.sources.index
-            index.extend(self.row.token_ids)
-            self.pace.sleep(match_len=len(index.state) - 1)
+            match_len = 0
+            if self.pace.looks:
+                index = self.sources.index
+                index.extend(self.row.token_ids)
+                match_len = len(index.state) - 1
+            self.pace.sleep(match_len)
             return
         self.growth = None
         if verdict.finish_reason:

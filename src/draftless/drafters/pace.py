@@ -12,6 +12,7 @@ _PURSE = 3.0  # plain steps that drafting may lose at most
 _FIRST_PURSE, _WAKING_PURSE = (0.4, 2.6), (0.1, 0.7)  # by trust: none, full
 _CREDIT = 0.1  # what one step may cost beyond the purse
 _FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
+_LOOK_EVERY = 4  # steps of a nap
 # Tokens of a match that wakes: at first, and after false alarms. Longer ones are not told apart.
 _LONG_MATCH, LONGEST_MATCH = 4, MAX_ORDER
 
@@ -48,7 +49,7 @@ class Pace:
     """
 
     def __init__(self, trust: float = FIRST_TRUST) -> None:
-        self._tokens = self._seconds = 0.0
+        self._tokens = self._seconds = self._steps = 0.0
         self._purse = _between(_FIRST_PURSE, trust)
         self._waking_purse = _between(_WAKING_PURSE, trust)
         self._nap, self._left = _FIRST_NAP, 0
@@ -59,6 +60,22 @@ class Pace:
     @property
     def is_asleep(self) -> bool:
         return self._left > 0
+
+    @property
+    def looks(self) -> bool:
+        """Whether this step of sleep looks for a match: not each of them, for that has a price, too."""
+        return (self._left - 1) % _LOOK_EVERY == 0
+
+    def lie_down(self, least: float) -> bool:
+        """Sleep at once if a step that drafts must bring `least` more tokens and hardly ever did.
+
+        So it is in large batches, where all rows pay for a place and for the drafting of each.
+        """
+        usual = (self._tokens + _FIRST_WEIGHT * _USUAL) / (self._steps + _FIRST_WEIGHT)
+        if self._was_woken or usual - 1.0 >= least:
+            return False
+        self._nod_off()
+        return True
 
     def rate(self, plain_s: float) -> float:
         """Tokens per second; never less than plain decoding makes."""
@@ -71,7 +88,8 @@ class Pace:
         return plain_s * (1.0 + self._purse + _CREDIT)
 
     def sleep(self, match_len: int) -> None:
-        """A step without drafting was made; so many tokens at the text's end stand in it before."""
+        """A step without drafting was made; so many tokens at the text's end stand in it before (0 if
+        nobody looked)."""
         self._was_woken = match_len >= self._waking_match
         self._left = 0 if self._was_woken else self._left - 1
 
@@ -79,17 +97,21 @@ class Pace:
         """A step that drafted was made."""
         self._tokens = self._tokens * _KEEP + num_tokens
         self._seconds = self._seconds * _KEEP + seconds
+        self._steps = self._steps * _KEEP + 1.0
         saved = num_tokens - seconds / plain_s
         self._purse += saved
         self.saved += saved
         if self._purse < 0.0:
-            self._left, self._purse = self._nap, self._waking_purse
-            self._nap = min(2 * self._nap, _LONGEST_NAP)
+            self._nod_off()
             if self._was_woken:
                 self._waking_match = min(self._waking_match + 1, LONGEST_MATCH)
         elif self._purse >= _PURSE:
             self._purse, self._nap = _PURSE, _FIRST_NAP
             self._was_woken, self._waking_match = False, _LONG_MATCH
+
+    def _nod_off(self) -> None:
+        self._left, self._purse = self._nap, self._waking_purse
+        self._nap = min(2 * self._nap, _LONGEST_NAP)
 
 
 def _between(ends: tuple[float, float], share: float) -> float:
