@@ -211,19 +211,22 @@ def test_what_drafting_brought_here_counts_more_than_what_it_usually_brings() ->
     assert poor.lie_down(least=0.2)
 
 
-def test_a_long_match_is_tried_even_where_drafting_hardly_ever_pays() -> None:
-    pace = Pace()
-    pace.lie_down(least=5.0)
-    pace.sleep(match_len=LONGEST_MATCH)
-    assert not pace.is_asleep
-    assert not pace.lie_down(least=5.0)
-
-
 def test_a_nap_looks_for_matches_now_and_then_and_at_its_end() -> None:
     pace = Pace()
-    pace.lie_down(least=5.0)
+    while not pace.is_asleep:
+        pace.count(1, 1.3, plain_s=1.0)
     looked = []
     while pace.is_asleep:
         looked.append(pace.looks)
         pace.sleep(match_len=0)
     assert looked == [False, False, False, True] * 2
+
+
+def test_where_no_match_can_pay_nobody_looks() -> None:
+    pace = Pace()
+    pace.lie_down(least=5.0)
+    while pace.is_asleep:
+        assert not pace.looks
+        pace.sleep(match_len=0)
+    assert not pace.lie_down(least=0.1), "the batch has become smaller"
+    assert not pace.is_asleep

@@ -105,6 +105,7 @@ class AutoDrafter:
         limit = bisect_right(prices.seconds, most_s)
         slopes = prices.slopes[: max(limit, 1)]
         for state in awake:
+            state.sources.index.extend(state.row.token_ids)  # behind a nap that did not look
             worth = state.worth.of_slots if self._adaptive_ids else ()
             state.growth = BestFirst(state.sources, state.fusion, worth, state.row.max_depth)
             # A place of the padded width is shared by all rows, and so is what it costs.
@@ -115,8 +116,10 @@ class AutoDrafter:
         return [state.tree(width, self._adaptive_ids) for state in states]
 
     def observe(self, records: Sequence[StepRecord]) -> None:
+        states = [self._states[record.row] for record in records]
         width = max(record.tree.num_nodes for record in records)
-        if time_s := records[0].time_s:
+        time_s = records[0].time_s
+        if time_s and any(state.growth for state in states):
             self._planner.learn(
                 max(len(record.row.token_ids) for record in records),
                 len(records),
@@ -125,8 +128,7 @@ class AutoDrafter:
                 propose_s=time_s["propose"],
                 is_sampled=any(record.row.noise is not None for record in records),
             )
-        for record in records:
-            state = self._states[record.row]
+        for record, state in zip(records, states, strict=True):
             state.observe(record, width)
             if record.verdict.finish_reason:
                 is_sampled = record.row.noise is not None

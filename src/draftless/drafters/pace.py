@@ -54,6 +54,7 @@ class Pace:
         self._waking_purse = _between(_WAKING_PURSE, trust)
         self._nap, self._left = _FIRST_NAP, 0
         self._was_woken = False  # by a match
+        self._is_hopeless = False  # the nap is one of `lie_down`
         self._waking_match = _LONG_MATCH
         self.saved = 0.0
 
@@ -64,18 +65,19 @@ class Pace:
     @property
     def looks(self) -> bool:
         """Whether this step of sleep looks for a match: not each of them, for that has a price, too."""
-        return (self._left - 1) % _LOOK_EVERY == 0
+        return not self._is_hopeless and (self._left - 1) % _LOOK_EVERY == 0
 
     def lie_down(self, least: float) -> bool:
         """Sleep at once if a step that drafts must bring `least` more tokens and hardly ever did.
 
-        So it is in large batches, where all rows pay for a place and for the drafting of each.
+        So it is in large batches, where all rows pay for a place and for the drafting of each; no match
+        of a single row makes up for that.
         """
         usual = (self._tokens + _FIRST_WEIGHT * _USUAL) / (self._steps + _FIRST_WEIGHT)
-        if self._was_woken or usual - 1.0 >= least:
-            return False
-        self._nod_off()
-        return True
+        self._is_hopeless = not self._was_woken and usual - 1.0 < least
+        if self._is_hopeless:
+            self._nod_off()
+        return self._is_hopeless
 
     def rate(self, plain_s: float) -> float:
         """Tokens per second; never less than plain decoding makes."""
