@@ -15,7 +15,7 @@ from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.errors import ArtifactError, ConfigError
 from draftless.params import SamplingParams
 from draftless.prices import PriceList
-from support.driving import Job, Result, run
+from support.driving import Job, Result, make_row, run
 from support.models import prompt_ids, target
 
 FREE = PriceList.from_points({(1, 0, 1): 1.0, (64, 0, 1): 1.001})
@@ -58,6 +58,19 @@ class FixedWeights(dict[bool, list[float]]):
 
 def widths(result: Result) -> list[int]:
     return [step.tree.num_nodes for step in result.steps]
+
+
+def test_behind_a_nap_that_did_not_look_the_whole_text_is_known() -> None:
+    drafter, row = AutoDrafter(prices=FREE), make_row([1, 2, 3])
+    row.max_depth = 9
+    drafter.reset(row)
+    pace = drafter._states[row].pace
+    assert pace.lie_down(least=9.0)
+    row.token_ids += [7, 8, 9, 5, 7, 8]  # while it sleeps
+    while pace.is_asleep:
+        pace.sleep(match_len=0)
+    (tree,) = drafter.propose([row], None)  # type: ignore[arg-type]
+    assert tree.token_ids[:3] == (8, 9, 5)
 
 
 def test_where_width_costs_nothing_trees_are_wide() -> None:

@@ -109,6 +109,14 @@ def test_a_draw_agrees_for_any_key(seed: int, position: int, temperature: float)
     assert drawn == int(scores.argmax())
 
 
+def test_a_draw_takes_the_lowest_of_equals() -> None:
+    if not native.load("noisy"):
+        pytest.skip("no C++ compiler")
+    logits = torch.zeros(1, 700)
+    logits[0, [690, 9, 70]] = torch.inf
+    assert PositionNoise(KEYED, 700, CPU).draw(logits, 0, 4, 1.0) == 9
+
+
 @pytest.mark.usefixtures("way")
 def test_excluded_tokens_are_never_drawn() -> None:
     logits = torch.full((1, 700), -torch.inf)

@@ -38,8 +38,19 @@ def test_steps_of_one_width_say_nothing_about_the_slope() -> None:
 def test_a_pause_is_no_price() -> None:
     steepness = Steepness()
     before = after(steepness, 1.0, 1.0)
-    steepness.learn(0.010, LIST.forward_s(32), 10.0)
+    for _ in range(3):
+        steepness.learn(0.010, 0.010, 0.010)
+        steepness.learn(0.010, LIST.forward_s(32), 10.0)
     assert steepness.value < 1.5 * before
+
+
+def test_the_planner_learns_once_from_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Steepness, "learn", lambda *given: seen.append(given[-1]))
+    planner = Planner(LIST, 32)
+    for step in range(24):
+        planner.learn(100, 1, 1, forward_s=float(step), propose_s=0.001, is_sampled=False)
+    assert seen == list(range(24))
 
 
 def test_the_planner_reckons_with_it() -> None:
