@@ -187,7 +187,7 @@ def test_prices_and_auto_have_tables(tmp_path: Path) -> None:
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text().replace("\\", "")
         assert "8.00 (8.00)" in text and "a machine" in text
-        assert text.count("2.00x [2.00, 2.00]") == 3  # in sql, and two means of one domain
+        assert text.count("2.00x [2.00, 2.00]") == 4  # in sql, and three means of one domain
         assert "widths" not in text  # the list itself is no fact to print
     assert json.loads((tmp_path / "report.json").read_text())["runs"][0]["sessions"]
 

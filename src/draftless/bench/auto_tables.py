@@ -78,7 +78,7 @@ def _against(
         best = _fastest(answers, rivals, keys)
         lines.append(_line(domain, best, answers, keys, plain))
         pairs += _pairs(answers, best, keys)
-        for question_id in {key[0] for key in keys}:
+        for question_id in sorted({key[0] for key in keys}):
             own = [key for key in keys if key[0] == question_id]
             others = [key for key in keys if key[0] != question_id] or own
             fair += _pairs(answers, _fastest(answers, rivals, others), own)
