@@ -156,6 +156,16 @@ def test_packed_weights_exist_once() -> None:
     assert not copies, "the concatenation is needed for packing only"
 
 
+def product(packed: linears.PackedLinear, x: torch.Tensor) -> torch.Tensor:
+    """What a graph computes with packed weights."""
+    if isinstance(packed, linears.OneDNNLinear):
+        return packed(x)
+    assert isinstance(packed, linears.BlockedLinear)
+    stored = packed.weight, packed.scale, packed.bias, packed.width
+    out: torch.Tensor = torch.ops.draftless_cpu.linear(x, *stored)
+    return out
+
+
 @pytest.mark.parametrize("is_blocked", [True, False])
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 32, 70])
 def test_parts_with_and_without_a_bias_go_side_by_side(
@@ -172,7 +182,7 @@ def test_parts_with_and_without_a_bias_go_side_by_side(
     assert isinstance(packed, linears.BlockedLinear) == is_blocked
     wide = x.float()
     wanted = torch.cat([wide @ weights[0].float().T + bias, wide @ weights[1].float().T], dim=2)
-    torch.testing.assert_close(packed(x).float(), wanted, atol=0.05, rtol=0.01)
+    torch.testing.assert_close(product(packed, x).float(), wanted, atol=0.05, rtol=0.01)
 
 
 @pytest.mark.skipif(not linears.has_blocked(), reason="this CPU has no products of bfloat16")
@@ -182,10 +192,10 @@ def test_a_row_has_the_same_bits_beside_any_few_others() -> None:
     x = torch.randn(6, 96, generator=draw).bfloat16()
     weight = torch.randn(130, 96, generator=draw).bfloat16()
     packed = linears.pack([weight], [None], HugePages())
-    alone = torch.cat([packed(x[row : row + 1]) for row in range(6)])
+    alone = torch.cat([product(packed, x[row : row + 1]) for row in range(6)])
     torch.testing.assert_close(alone.float(), x.float() @ weight.float().T, atol=0.1, rtol=0.01)
     for num_rows in range(2, 7):
-        assert packed(x[:num_rows]).equal(alone[:num_rows])
+        assert product(packed, x[:num_rows]).equal(alone[:num_rows])
 
 
 # --- where there is no compiler ----------------------------------------------------------------
@@ -275,15 +285,20 @@ def test_a_loaded_model_keeps_its_weights() -> None:
 
 @pytest.fixture(scope="module", params=["as the machine can", "one by one"])
 def strict_model(request: pytest.FixtureRequest) -> TargetModel:
-    """Twice: ordinary passes may have stable bits here, or not."""
+    """Twice: on our own operators, or as where there are none."""
     model = half_precision_model(3)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "one by one":
-            patch.setattr(probes, "has_stable_bits", lambda _: False)
+            use_torchs_attention(patch)
         try:
             return TargetModel(model.model, compile=True, strict=True)
         except CapabilityError as error:
             pytest.skip(str(error))
+
+
+def use_torchs_attention(patch: pytest.MonkeyPatch) -> None:
+    """In what is compiled from now on."""
+    patch.delitem(native._LOADED, "attention", raising=False)
 
 
 @torch.inference_mode()
@@ -316,16 +331,15 @@ def test_ordinary_passes_have_stable_bits_on_our_own_operators() -> None:
     model = TargetModel(half_precision_model(3).model, compile=True, strict=True)
     assert model._has_stable_bits
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(native._LOADED, "attention")
-        model.is_strict = False
-        assert not probes.has_stable_bits(model)
+        use_torchs_attention(patch)
+        assert not probes.has_stable_bits(half_precision_model(3))
 
 
 def test_strict_is_refused_where_bits_move(
     strict_model: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here: because a node looks at the slots as they lie, siblings included."""
-    monkeypatch.setattr(probes, "has_stable_bits", lambda _: False)
+    use_torchs_attention(monkeypatch)
     monkeypatch.setattr(strict_module, "_in_order", lambda states, *_: states)
     with pytest.raises(CapabilityError, match="a pass over 16 tokens rounds otherwise"):
         TargetModel(strict_model.model, compile=True, strict=True)

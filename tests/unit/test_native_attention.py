@@ -31,11 +31,28 @@ def case(
     return query.bfloat16(), keys, values, pack_mask(mask, heads // kv_heads)
 
 
-def run(given: Tensors, scaling: float) -> torch.Tensor:
-    operator = native.operator("attention")
-    assert operator is not None
-    out: torch.Tensor = operator(*given, scaling)
-    return out
+def run(given: Tensors, scaling: float) -> torch.Tensor:  # [R, W, Hq, D]
+    """As the second of three layers, and as the last rows of a larger cache, which holds the keys and
+    values but those of the pass itself; it has to write them."""
+    query, keys, values, mask = given
+    rows, heads, width, dim = query.shape
+    context = keys.shape[2]
+    cached = torch.stack([keys, values])
+    cache = torch.full((3, 2, rows + 2, keys.shape[1], context + 9, dim), 7.0).bfloat16()
+    cache[1, :, 2:, :, : context - width] = cached[..., : context - width, :]
+    wanted = cache.clone()
+    wanted[1, :, 2:, :, :context] = cached
+    flat = [states.transpose(1, 2).reshape(1, rows * width, -1, dim).transpose(1, 2) for states in
+            (query, *cached[..., -width:, :])]  # fmt: skip
+    begin_pass, attention = native.operator("begin_pass"), native.operator("attention")
+    assert begin_pass is not None
+    assert attention is not None
+    other = torch.zeros(1, 1, 1, 1).bfloat16()
+    begin_pass(cache, 2, [context - width] * rows, [other, mask])
+    out: torch.Tensor = attention(*flat, torch.tensor([1, 1]), scaling)
+    assert cache.equal(wanted), "the new keys and values, and nothing else"
+    assert out.is_contiguous()
+    return out.view(rows, width, heads, dim)
 
 
 SHAPES = [
@@ -53,7 +70,6 @@ def test_it_is_as_close_to_the_truth_as_torchs_own(shape: tuple[int, ...], scali
     stock = attend(*given, scaling, None).transpose(1, 2)
     ours = run(given, scaling)
     assert ours.shape == truth.shape
-    assert ours.is_contiguous()
     error, of_stock = ((found.double() - truth).abs().mean() for found in (ours, stock))
     assert error <= 1.05 * of_stock + 1e-6
 
@@ -70,13 +86,6 @@ def test_what_is_hidden_does_not_count_at_all() -> None:
     changed = values.clone()
     changed[:, :, 597] += 50.0
     assert not run((query, keys, changed, mask), 0.125).equal(before)
-
-
-def test_one_mask_serves_all_rows() -> None:
-    query, keys, values, mask = case(3, 4, 2, 5, 90, 64)
-    one = mask[1:2].contiguous()
-    every = one.expand(3, -1, -1, -1).contiguous()
-    assert run((query, keys, values, one), 0.3).equal(run((query, keys, values, every), 0.3))
 
 
 def test_the_other_queries_do_not_matter() -> None:

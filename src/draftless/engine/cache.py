@@ -47,9 +47,8 @@ class KVCache:
         self._layers = [_Layer(self, index) for index in range(shape.num_layers)]
         self.adapter = Cache(layers=self._layers)
         self._rows = slice(0, num_rows)
-        self._places: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._seen: tuple[torch.Tensor, ...] = ()
-        self._written: tuple[torch.Tensor, ...] = ()
+        self._width = 0  # of the running forward
+        self._views: _Views | None = None
 
     def _allocate(self, num_rows: int, capacity: int) -> torch.Tensor:
         shape = self.shape
@@ -86,27 +85,27 @@ class KVCache:
         Returns:
             `C`, the number of slots that attention will see.
         """
-        starts = self.lengths[rows]
-        self._rows = rows
-        context = max(starts) + width
+        self._rows, self._width, self._views = rows, width, None
+        context = max(self.lengths[rows]) + width
         if context > self.capacity:
             raise ConfigError(
                 f"a forward needs {context} slots, the cache holds {self.capacity}; reserve() first"
             )
-        # One view per layer, cut all at once: in every layer anew they would cost as much as the
-        # attention over them.
-        seen = self.data[:, :, rows, :, :context]
-        self._seen = seen.flatten(0, 1).unbind(0)
-        if min(starts) == max(starts):
-            self._places = None
-            self._written = seen[:, :, :, :, context - width :].flatten(0, 1).unbind(0)
-        else:
-            device = self.shape.device
-            slots = torch.tensor(starts, device=device)[:, None] + torch.arange(
-                width, device=device
-            )
-            self._places = torch.arange(len(starts), device=device)[:, None], slots
         return context
+
+    def _cut(self) -> _Views:
+        """One view per layer, cut all at once: in every layer anew they would cost as much as the
+        attention over them."""
+        starts, width = self.lengths[self._rows], self._width
+        context = max(starts) + width
+        seen = self.data[:, :, self._rows, :, :context]
+        of_layers = seen.flatten(0, 1).unbind(0)
+        if min(starts) == max(starts):
+            return _Views(of_layers, seen[:, :, :, :, -width:].flatten(0, 1).unbind(0), None)
+        device = self.shape.device
+        slots = torch.tensor(starts, device=device)[:, None] + torch.arange(width, device=device)
+        rows = torch.arange(len(starts), device=device)[:, None]
+        return _Views(of_layers, (), (rows, slots))
 
     def write(
         self,
@@ -115,15 +114,18 @@ class KVCache:
         values: torch.Tensor,  # [R, H, W, D]
     ) -> tuple[torch.Tensor, torch.Tensor]:  # [R, H, C, D] each
         """Store one layer's new keys and values and return all that attention may see."""
+        if self._views is None:
+            self._views = self._cut()
+        views = self._views
         for kind, states in enumerate((keys, values)):
             index = 2 * layer + kind
-            if self._places is None:
-                self._written[index].copy_(states)
+            if views.places is None:
+                views.written[index].copy_(states)
             else:
-                rows, slots = self._places
+                rows, slots = views.places
                 # An index on both sides of the head axis puts that axis behind: [R, W, H, D].
-                self._seen[index][rows, :, slots] = states.transpose(1, 2)
-        return self._seen[2 * layer], self._seen[2 * layer + 1]
+                views.seen[index][rows, :, slots] = states.transpose(1, 2)
+        return views.seen[2 * layer], views.seen[2 * layer + 1]
 
     def commit(self, row: int, path: Sequence[int]) -> None:
         """Keep the slots of an accepted path, in order; the rest of the tree becomes stale.
@@ -163,6 +165,21 @@ class KVCache:
             self.data[:, :, row, :, :length] = self.data[:, :, last, :, :length]
             self.lengths[row] = length
         self.lengths.pop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """What the layers of one forward read and write, keys and values of each layer in turn.
+
+    Attributes:
+        seen: `[R, H, C, D]` each.
+        written: `[R, H, W, D]` each, where all rows are of one length; else empty.
+        places: of rows of unequal length, `[R, 1]` rows and `[R, W]` slots to write.
+    """
+
+    seen: tuple[torch.Tensor, ...]
+    written: tuple[torch.Tensor, ...]
+    places: tuple[torch.Tensor, torch.Tensor] | None
 
 
 class _Layer(CacheLayerMixin):

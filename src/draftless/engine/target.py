@@ -143,12 +143,12 @@ class TargetModel:
             self._compiled = CompiledForward(
                 self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
             )
-            self._compiled.prepare()
             if self.device.type == "cpu":
                 native.load("likeliest")
                 native.load("noisy")
                 if native.has_fast_products():
                     native.load("attention")
+            self._compiled.prepare()
             with torch.inference_mode():
                 probes.check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
@@ -319,7 +319,7 @@ class TargetModel:
         rows = slice(first_row, first_row + len(token_ids))
         one = self._prepare(cache, rows, token_ids, layouts)
         if self._compiled is not None and self._compiled.handles(skip_set, one.token_ids.numel()):
-            step = Step(cache, one.masks, len(token_ids))
+            step = Step(cache, rows, one.masks)
             return self._compiled(skip_set, one.token_ids, one.positions, step)
         logits: torch.Tensor = self._view_of(skip_set)(**self._keywords(one, cache)).logits
         return logits
@@ -337,9 +337,10 @@ class TargetModel:
         found = []
         for row, (ids, layout) in enumerate(zip(token_ids, layouts, strict=True), first_row):
             padded = [*ids, *[0] * (width - len(ids))]
-            one = self._prepare(cache, slice(row, row + 1), [padded], [layout])
+            rows = slice(row, row + 1)
+            one = self._prepare(cache, rows, [padded], [layout])
             how = OneByOne(cache.lengths[row], layout, self._windows)
-            step = Step(cache, one.masks, 1, how)
+            step = Step(cache, rows, one.masks, how)
             found.append(self._compiled(None, one.token_ids, one.positions, step))
         return torch.cat(found)
 

@@ -11,7 +11,7 @@ import torch
 from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
 from draftless.engine.compiled.ops import Step
-from draftless.engine.compiled.pieces import cut, merge_linears, tidy
+from draftless.engine.compiled.pieces import merge_linears, tidy
 from draftless.engine.compiled.program import PieceCompiler, Program
 from draftless.engine.compiled.trace import LONGEST, trace
 from draftless.skip_set import SkipSet
@@ -96,9 +96,9 @@ class CompiledForward:
         model = self._view_of(skip_set)
         traced = trace(model, self._kinds, self._num_layers, self._dtype, is_single=is_single)
         if can_pack(self._dtype, model.device):
-            merge_linears(traced.graph.graph, traced.tensors, self._pack)
+            merge_linears(traced, self._pack)
         tidy(traced.graph.graph)
-        return Program(cut(traced.graph, self._place), traced.tensors, self._compiler)
+        return Program(traced, self._place, self._compiler)
 
     def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
         key = tuple(weight.data_ptr() for weight in weights)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch.fx import Node
 from torch.nn import functional
 
 from draftless.engine import native
 from draftless.engine.compiled.huge_pages import HugePages
+from draftless.engine.compiled.trace import Traced
 from draftless.engine.int8 import is_int8, split_int8
 
 _OUTPUTS = 64  # per block; `kOutputs` in native/linear.cpp
@@ -21,18 +23,22 @@ class PackedLinear(Protocol):
 
     Attributes:
         num_bytes: memory of the weights.
+        width: outputs.
     """
 
     @property
     def num_bytes(self) -> int: ...
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., in]` to `[..., out]`."""
+    @property
+    def width(self) -> int: ...
+
+    def put(self, traced: Traced, x: Node) -> Node:
+        """A node of a graph for `[..., in]` to `[..., out]`, where the graph is being extended."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockedLinear:
-    """Through torch's brgemm (`native/linear.cpp`): next to no set-up per call.
+    """Through `native/linear.cpp`: next to no set-up per call. The weights are inputs of the graph.
 
     Attributes:
         weight: `[blocks, in / 2, 64, 2]` bfloat16, or int8 where that holds it exactly.
@@ -62,32 +68,44 @@ class BlockedLinear:
     def num_bytes(self) -> int:
         return self.weight.nbytes
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.draftless_cpu.linear(
-            x, self.weight, self.scale, self.bias, self.width
-        )
-        return out
+    def put(self, traced: Traced, x: Node) -> Node:
+        stored = [
+            None if one is None else traced.add_input(one)
+            for one in (self.weight, self.scale, self.bias)
+        ]
+        operator = torch.ops.draftless_cpu.linear.default
+        return traced.graph.graph.call_function(operator, (x, *stored, self.width))
 
 
 @dataclass(frozen=True, slots=True)
 class OneDNNLinear:
     """Through oneDNN's inner product, for CPUs without AVX512-BF16 and for float16.
 
+    The graph knows it by its number, since the compiler asks inputs for strides, and this layout has none.
+
     Attributes:
         weight: in oneDNN's own layout.
         bias: `[out]` or None.
-        num_bytes: see above.
+        num_bytes, width: see above.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     num_bytes: int
+    width: int
 
     @classmethod
     def pack(cls, weight: torch.Tensor, bias: torch.Tensor | None) -> OneDNNLinear:
         # The layout does not depend on the number of rows that is named here.
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
-        return cls(packed, bias, weight.nbytes)
+        return cls(packed, bias, weight.nbytes, len(weight))
+
+    def put(self, traced: Traced, x: Node) -> Node:
+        number = traced.add_input(torch.tensor(len(traced.linears)))
+        traced.linears.append(self)
+        return traced.graph.graph.call_function(
+            torch.ops.draftless.linear.default, (x, number, self.width)
+        )
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
 from draftless.engine.compiled.linears import PackedLinear
-from draftless.engine.compiled.trace import KIND, LAYER, is_attention
-
-_PACKED = "draftless_packed"
+from draftless.engine.compiled.trace import Traced
 
 Packs = Callable[[list[torch.Tensor], list[torch.Tensor | None]], PackedLinear]
 
@@ -25,13 +23,10 @@ class Piece:
     Attributes:
         graph: its inputs are tensors alone.
         inputs: which of the arguments it was cut with it takes.
-        linears, attentions: what its operators work on, by slot (`ops.CURRENT`).
     """
 
     graph: GraphModule
     inputs: list[int]
-    linears: list[PackedLinear] = field(default_factory=list)
-    attentions: list[tuple[int, str]] = field(default_factory=list)
 
     def key(self) -> str:
         """Equal for pieces that compile to the same code."""
@@ -41,22 +36,22 @@ class Piece:
         return f"{self.graph.code} {shapes} {strides} {[n.meta['val'].device for n in inputs]}"
 
 
-def merge_linears(graph: Graph, tensors: Mapping[str, torch.Tensor], pack: Packs) -> None:
+def merge_linears(traced: Traced, pack: Packs) -> None:
     """Put the linear layers of each input side by side, on packed weights."""
+    graph, tensors = traced.graph.graph, traced.tensors
     together: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         if node.target is torch.ops.aten.linear.default and node.args[1].name in tensors:
             together.setdefault(node.args[0], []).append(node)
     for source, nodes in together.items():
-        weights = [tensors[node.args[1].name] for node in nodes]  # type: ignore[union-attr,index]
+        weights = [tensors[node.args[1].name] for node in nodes]  # type: ignore[union-attr]
         biases = [_bias(node, tensors) for node in nodes]
         packed = pack(weights, biases)
-        width = sum(map(len, weights))
         with graph.inserting_before(nodes[0]):
-            whole = graph.call_function(torch.ops.draftless.linear.default, (source, 0, width))
-            whole.meta = {**nodes[0].meta, _PACKED: packed}
+            whole = packed.put(traced, source)
             value = nodes[0].meta["val"]
-            whole.meta["val"] = value.new_empty((*value.shape[:-1], width))
+            shape = (*value.shape[:-1], packed.width)
+            whole.meta = {**nodes[0].meta, "val": value.new_empty(shape)}
             parts, start = [whole], 0
             if len(nodes) > 1:
                 parts = []
@@ -65,7 +60,6 @@ def merge_linears(graph: Graph, tensors: Mapping[str, torch.Tensor], pack: Packs
                     bounds = (whole, -1, start, end)
                     parts.append(graph.call_function(torch.ops.aten.slice.Tensor, bounds))
                     parts[-1].meta = {**whole.meta, "val": whole.meta["val"][..., start:end]}
-                    del parts[-1].meta[_PACKED]
                     start = end
         for node, part in zip(nodes, parts, strict=True):
             node.replace_all_uses_with(part)
@@ -111,7 +105,7 @@ def cut(module: GraphModule, place: str) -> GraphModule:
 
 
 def make_piece(module: GraphModule) -> Piece:
-    """Bring a part into the form that equal parts share: names, slots, and no number among the inputs."""
+    """Bring a part into the form that equal parts share: names, and no number among the inputs."""
     graph = module.graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     kept = []
@@ -130,12 +124,6 @@ def make_piece(module: GraphModule) -> Piece:
             if node.op == "placeholder":
                 node.target = node.name
             names[node.op] += 1
-        if _PACKED in node.meta:
-            node.args = (node.args[0], len(piece.linears), node.args[2])
-            piece.linears.append(node.meta[_PACKED])
-        elif is_attention(node):
-            node.args = (*node.args[:3], len(piece.attentions), *node.args[4:])
-            piece.attentions.append((node.meta[LAYER], node.meta[KIND]))
     module.recompile()
     return piece
 

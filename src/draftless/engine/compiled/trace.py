@@ -11,9 +11,7 @@ from torch.fx import GraphModule, Node
 
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
-
-LAYER, KIND = "draftless_layer", "draftless_kind"
-"""What an attention node carries in its `meta`: the layer whose cache it uses, and the layer's type."""
+from draftless.engine.compiled.ops import attention, is_attention
 
 LONGEST = 4096
 """Most tokens of a compiled pass, all rows together."""
@@ -25,6 +23,7 @@ class Traced:
     Attributes:
         graph: inputs are weights, `token_ids [1, M]` and `positions [1, M]`; the output is the logits.
         tensors: weights, buffers and constants by the name of their input.
+        linears: those that the graph knows by their number.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram) -> None:
@@ -37,6 +36,17 @@ class Traced:
             **signature.inputs_to_lifted_tensor_constants,
         }
         self.tensors = {name: stored[place].detach() for name, place in names.items()}
+        self.linears: list[Any] = []
+
+    def add_input(self, tensor: torch.Tensor) -> Node:
+        """One more tensor that the graph reads."""
+        graph = self.graph.graph
+        first = next(iter(graph.nodes))
+        with graph.inserting_before(first):
+            node = graph.placeholder(f"added_{len(self.tensors)}")
+        node.meta["val"] = first.meta["val"].fake_mode.from_tensor(tensor, static_shapes=True)
+        self.tensors[node.name] = tensor
+        return node
 
 
 class _TokensOnly(nn.Module):
@@ -83,7 +93,7 @@ def trace(
     Raises:
         Exception: whatever `torch.export` raises where a model cannot be traced.
     """
-    found: list[tuple[int, str]] = []
+    places: list[tuple[int, int]] = []
 
     def emit(
         module: Any,
@@ -94,9 +104,10 @@ def trace(
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        found.append((module.layer_idx, kinds[mask.shape[-1] - 1]))
-        out: torch.Tensor = torch.ops.draftless.attention(query, key, value, 0, scaling, softcap)
-        return out
+        places.append((module.layer_idx, mask.shape[-1] - 1))
+        # A stand-in for the place, which has to be an input (`_name_places`).
+        place = torch.zeros(2, dtype=torch.long, device="cpu")
+        return attention(query, key, value, place, scaling, softcap)
 
     width = 1 if is_single else 8
     device = next(model.parameters()).device
@@ -112,13 +123,13 @@ def trace(
             tokens_only, (token_ids, positions), dynamic_shapes=dynamic, strict=False
         )
     traced = Traced(exported)
-    nodes = [node for node in traced.graph.graph.nodes if is_attention(node)]
-    # Exporting runs the model once or more; the last run is the graph's.
-    for node, (layer, kind) in zip(nodes, found[-len(nodes) :] if nodes else (), strict=True):
-        node.meta[LAYER], node.meta[KIND] = layer, kind
+    _name_places(traced, places)
     return traced
 
 
-def is_attention(node: Node) -> bool:
-    """Whether a node is the attention of a layer."""
-    return node.target is torch.ops.draftless.attention.default
+def _name_places(traced: Traced, places: Sequence[tuple[int, int]]) -> None:
+    """Tell every attention its layer and the number of the layer's type, by a tensor of its own."""
+    nodes = [node for node in traced.graph.graph.nodes if is_attention(node.target)]
+    # Exporting runs the model once or more; the last run is the graph's.
+    for node, place in zip(nodes, places[-len(nodes) :] if nodes else (), strict=True):
+        node.args = (*node.args[:3], traced.add_input(torch.tensor(place)), *node.args[4:])

@@ -18,7 +18,7 @@ from torch._inductor.codecache import CppCodeCache
 Operator = Callable[..., Any]
 
 _OPERATORS = {
-    "attention": ("attention",),
+    "attention": ("attention", "begin_pass"),
     "linear": ("linear",),
     "likeliest": ("likeliest", "largest"),
     "noisy": ("likeliest_under_noise", "draw_under_noise", "ranked_under_noise"),

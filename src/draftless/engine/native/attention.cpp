@@ -176,47 +176,86 @@ struct Head {
   }
 };
 
-// [R, W, Hq, D] of queries [R, Hq, W, D], keys and values [R, Hkv, C, D] and a mask [R or 1, 1, G * W, C].
-at::Tensor attention(const at::Tensor& given, const at::Tensor& key, const at::Tensor& value, const at::Tensor& mask,
+// What the passes of a thread attend to, until the next `begin_pass`.
+struct Pass {
+  at::Tensor data;              // the cache, [Y, 2, B, Hkv, C, D]
+  int64_t first_row;            // of the pass, in the cache
+  std::vector<int64_t> starts;  // per row, cached tokens: the pass writes behind them
+  std::vector<at::Tensor> masks;  // per type of layer, [R, 1, G * W, context]
+};
+
+thread_local Pass pass;
+
+void begin_pass(const at::Tensor& data, int64_t first_row, at::IntArrayRef starts, at::TensorList masks) {
+  TORCH_CHECK(data.dim() == 6 && data.is_contiguous());
+  pass = {data, first_row, starts.vec(), masks.vec()};
+}
+
+// Copies the new states [H, W, D] of one row behind what is cached.
+void write(const at::Tensor& states, int64_t row, int64_t width, T* to, int64_t capacity) {
+  const int64_t dim = states.size(3);
+  for (int64_t head = 0; head < states.size(1); ++head) {
+    for (int64_t node = 0; node < width; ++node) {
+      const T* from = states.const_data_ptr<T>() + head * states.stride(1) + (row * width + node) * states.stride(2);
+      std::memcpy(to + (head * capacity + node) * dim, from, dim * sizeof(T));
+    }
+  }
+}
+
+at::Tensor with_whole_vectors(const at::Tensor& states) {
+  return states.stride(3) == 1 ? states : states.contiguous();
+}
+
+// [1, R * W, Hq, D] of queries [1, Hq, R * W, D] and the new keys and values [1, Hkv, R * W, D], which are cached.
+// `place` holds the number of the layer and that of its type.
+at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at::Tensor& value_, const at::Tensor& place,
                      double scaling) {
-  const at::Tensor query = given.stride(3) == 1 ? given : given.contiguous();
-  const int64_t rows = query.size(0), heads = query.size(1), width = query.size(2), dim = query.size(3);
-  const int64_t kv_heads = key.size(1), context = key.size(2), groups = heads / kv_heads;
-  TORCH_CHECK(dim % 32 == 0 && key.stride(3) == 1 && key.stride(2) == dim &&
-              value.stride(3) == 1 && value.stride(2) == dim && mask.is_contiguous() &&
-              mask.size(2) == groups * width && mask.size(3) == context);
-  at::Tensor out = at::empty({rows, width, heads, dim}, query.options());
+  const at::Tensor query = with_whole_vectors(query_), key = with_whole_vectors(key_),
+                   value = with_whole_vectors(value_);
+  const int64_t rows = pass.starts.size(), heads = query.size(1), width = query.size(2) / rows, dim = query.size(3);
+  const int64_t kv_heads = key.size(1), groups = heads / kv_heads, capacity = pass.data.size(4);
+  const int64_t layer = place.const_data_ptr<int64_t>()[0];
+  const at::Tensor& mask = pass.masks.at(place.const_data_ptr<int64_t>()[1]);
+  const int64_t context = mask.size(3);
+  TORCH_CHECK(dim % 32 == 0 && pass.data.size(5) == dim && pass.data.size(3) == kv_heads && context <= capacity &&
+              layer < pass.data.size(0) && pass.first_row + rows <= pass.data.size(2) && mask.is_contiguous() &&
+              mask.size(0) == rows && mask.size(2) == groups * width);
+  at::Tensor out = at::empty({1, rows * width, heads, dim}, query.options());
+  T* to = out.data_ptr<T>();
+  T* cached = pass.data.data_ptr<T>() + (layer * 2 * pass.data.size(2) + pass.first_row) * kv_heads * capacity * dim;
+  const int64_t row_size = kv_heads * capacity * dim, to_values = pass.data.size(2) * row_size;
+  for (int64_t row = 0; row < rows; ++row) {
+    T* behind = cached + row * row_size + pass.starts[row] * dim;
+    write(key, row, width, behind, capacity);
+    write(value, row, width, behind + to_values, capacity);
+  }
   const T *queries = query.const_data_ptr<T>(), *masks = mask.const_data_ptr<T>();
   const int64_t at_least = (kWork + groups * width * context - 1) / (groups * width * context);
   at::parallel_for(0, rows * kv_heads, at_least, [&](int64_t begin, int64_t end) {
     Head head(groups * width, dim, context);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / kv_heads, kv_head = index % kv_heads;
-      const T* keys = key.const_data_ptr<T>() + row * key.stride(0) + kv_head * key.stride(1);
-      const T* values = value.const_data_ptr<T>() + row * value.stride(0) + kv_head * value.stride(1);
-      const T* mask_row = masks + (mask.size(0) > 1 ? row : 0) * groups * width * context;
-      const auto head_of = [&](int64_t place) { return kv_head * groups + place / width; };
+      const T* keys = cached + index * capacity * dim;
+      const T* mask_row = masks + row * groups * width * context;
+      const auto head_of = [&](int64_t one) { return kv_head * groups + one / width; };
+      const auto token_of = [&](int64_t one) { return row * width + one % width; };
       head.begin();
-      for (int64_t place = 0; place < head.num_queries; ++place) {
-        head.set_query(place, queries + row * query.stride(0) + head_of(place) * query.stride(1) +
-                                  place % width * query.stride(2));
+      for (int64_t one = 0; one < head.num_queries; ++one) {
+        head.set_query(one, queries + head_of(one) * query.stride(1) + token_of(one) * query.stride(2));
       }
       head.score(keys, context, static_cast<float>(scaling * kLog2E));
-      for (int64_t place = 0; place < head.num_queries; ++place) {
-        head.add_mask(place, mask_row + place * context, context);
-      }
+      for (int64_t one = 0; one < head.num_queries; ++one) head.add_mask(one, mask_row + one * context, context);
       head.weigh(context);
       for (int64_t first = 0; first < head.num_queries; first += kSums) {
         const int64_t count = std::min<int64_t>(kSums, head.num_queries - first);
-        T* to[kSums];
+        T* places[kSums];
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t place = first + i;
-          to[i] = out.data_ptr<T>() + ((row * width + place % width) * heads + head_of(place)) * dim;
+          places[i] = to + (token_of(first + i) * heads + head_of(first + i)) * dim;
         }
         if (count > kSums / 2) {
-          head.add_values<kSums>(values, context, first, to);
+          head.add_values<kSums>(keys + to_values, context, first, places);
         } else {
-          head.add_values<kSums / 2>(values, context, first, to);
+          head.add_values<kSums / 2>(keys + to_values, context, first, places);
         }
       }
     }
@@ -224,10 +263,20 @@ at::Tensor attention(const at::Tensor& given, const at::Tensor& key, const at::T
   return out;
 }
 
+at::Tensor attention_shape(const at::Tensor& query, const at::Tensor&, const at::Tensor&, const at::Tensor&, double) {
+  return query.new_empty_symint({query.sym_size(0), query.sym_size(2), query.sym_size(1), query.sym_size(3)});
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
-  library.def("attention(Tensor query, Tensor key, Tensor value, Tensor mask, float scaling) -> Tensor");
+  library.def("begin_pass(Tensor data, int first_row, int[] starts, Tensor[] masks) -> ()");
+  library.def("attention(Tensor query, Tensor key, Tensor value, Tensor place, float scaling) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) { library.impl("attention", &attention); }
+TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) {
+  library.impl("begin_pass", &begin_pass);
+  library.impl("attention", &attention);
+}
+
+TORCH_LIBRARY_IMPL(draftless_cpu, Meta, library) { library.impl("attention", &attention_shape); }

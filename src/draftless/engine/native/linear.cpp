@@ -163,6 +163,13 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const std::opti
   return out;
 }
 
+at::Tensor linear_shape(const at::Tensor& x, const at::Tensor&, const std::optional<at::Tensor>&,
+                        const std::optional<at::Tensor>&, int64_t width) {
+  auto sizes = x.sym_sizes().vec();
+  sizes.back() = width;
+  return x.new_empty_symint(sizes);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
@@ -170,3 +177,5 @@ TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
 }
 
 TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) { library.impl("linear", &linear); }
+
+TORCH_LIBRARY_IMPL(draftless_cpu, Meta, library) { library.impl("linear", &linear_shape); }
