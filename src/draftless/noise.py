@@ -110,10 +110,10 @@ class KeyedNoise:
 
     seed: int
     sample_index: int = 0
-    _base: int = field(init=False, repr=False, compare=False)
+    base: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_base", mix64(mix64(self.seed) + self.sample_index))
+        object.__setattr__(self, "base", mix64(mix64(self.seed) + self.sample_index))
 
     def __call__(
         self,
@@ -151,7 +151,7 @@ class KeyedNoise:
 
     def stream(self, position: int) -> int:
         """What seed, sample and position bring to the bits."""
-        return mix64(self._base + position)
+        return mix64(self.base + position)
 
     def streams(self, positions: Sequence[int]) -> np.ndarray:  # [m, 1] uint64
         """`stream` of several positions, to be added to keys `[n]` or `[m, n]`."""

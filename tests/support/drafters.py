@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
+from draftless.drafters import auto as auto_module
 from draftless.drafters.anchor_store import AnchorStore
 from draftless.drafters.layer_skip import LayerSkipDrafter
+from draftless.drafters.native_guesses import is_native
 from draftless.drafters.registry import default_options, make_drafter
 from draftless.drafters.sdsat import SDSATDrafter
+from draftless.engine import native
 from draftless.prices import PriceList
 from draftless.skip_set import SkipSet, SkipSetting
 from draftless.types import Drafter, DraftPasses, DraftTree, Row, StepRecord
@@ -46,6 +51,7 @@ VARIANTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("tr-jacobi", {"template": [[0], [2], [0, 1], [0, 1, 0]]}),
     ("auto", {"prices": STEEP, "adaptive_ids": []}),
     ("auto", {"prices": STEEP, "max_width": 3, "keep_table": False}),
+    ("auto", {"in_python": True}),
     ("knn-ssd", {"neighbours": 3, "siblings": 2, "adaptive": True}),
 )
 """Options that change what is proposed; they take turns in the cells of the matrix."""
@@ -62,11 +68,22 @@ def registered(name: str, **options: Any) -> Drafter:
         given["adaptive_ids"] = [ADAPTIVE_ID]
     elif name == "auto":  # measured prices would make other trees in each run
         given |= {"prices": FREE, "adaptive_ids": [ADAPTIVE_ID]}
+        with guesses_in_python(only=options.pop("in_python", False)):
+            return make_drafter(name, {**given, **options})
     elif name == "layer-skip":
         given |= {"skip_set": HALF, "threshold": STOPPED}
     elif name == "knn-ssd":
         given["store"] = anchors_everywhere()
     return make_drafter(name, {**given, **options})
+
+
+@contextmanager
+def guesses_in_python(*, only: bool) -> Iterator[None]:
+    """Whether `auto`, made inside, guesses in Python, or in C++ as beside a compiled target."""
+    native.load("likeliest")
+    native.load("noisy")
+    with patch.object(auto_module, "is_native", lambda: not only and is_native()):
+        yield
 
 
 @cache

@@ -213,7 +213,7 @@ def noise_of_the_roots_position(patch: pytest.MonkeyPatch, _: TargetModel) -> No
         row, noise = self._row, self._row.noise
         assert noise is not None and row.params.seed is not None
         keyed = KeyedNoise(row.params.seed)
-        object.__setattr__(keyed, "_base", keyed._base - len(path))  # as if the walk were there yet
+        object.__setattr__(keyed, "base", keyed.base - len(path))  # as if the walk were there yet
         row.noise = PositionNoise(keyed, self._logits.shape[1], self._logits.device)
         try:
             return original(self, node, path)
@@ -291,8 +291,7 @@ def position_off_by_one(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     """Drafts stand one place too far right."""
 
     def mutate(layout: TreeLayout) -> TreeLayout:
-        depths = layout.depth_tensor
-        return replace(layout, depth_tensor=depths + (depths > 0))
+        return replace(layout, depths=tuple(depth + (depth > 0) for depth in layout.depths))
 
     _mutate_layouts(patch, mutate)
 
@@ -300,7 +299,7 @@ def position_off_by_one(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
 @mutant
 def position_is_the_slot(patch: pytest.MonkeyPatch, _: TargetModel) -> None:
     """Positions count nodes instead of depth."""
-    _mutate_layouts(patch, lambda lay: replace(lay, depth_tensor=torch.arange(lay.num_nodes)))
+    _mutate_layouts(patch, lambda lay: replace(lay, depths=tuple(range(lay.num_nodes))))
 
 
 @mutant

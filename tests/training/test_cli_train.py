@@ -55,6 +55,16 @@ def test_noise_can_learn_what_the_model_says_itself(folder: Path, tmp_path: Path
         TrainConfig("m", "d", "o", mode="inline", block_targets="model")
 
 
+def test_without_noise_the_clean_loss_is_what_is_evaluated(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plain.yaml"
+    file.write_text("noise: false\neval_share: 0.3\n")
+    done = msn(folder, tmp_path / "out", "--max-steps", "1", "--config", str(file))
+    assert done.exit_code == 0, done.output
+    metrics = json.loads(done.stdout.splitlines()[-1])
+    assert set(metrics) == {"output", "eval_clean_loss"}
+    assert 0 < metrics["eval_clean_loss"] < 10
+
+
 def test_clean_share_one_is_plain_fine_tuning(folder: Path, tmp_path: Path) -> None:
     done = msn(folder, tmp_path, "--max-steps", "1", "--clean-share", "1")
     assert done.exit_code == 0, done.output

@@ -17,8 +17,8 @@ from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
 from draftless.engine.compiled import linears
 from draftless.engine.compiled import strict as strict_module
+from draftless.engine.compiled.compiler import PieceCompiler
 from draftless.engine.compiled.huge_pages import HugePages
-from draftless.engine.compiled.program import PieceCompiler
 from draftless.engine.int8 import is_int8, split_int8
 from draftless.engine.target import TargetModel
 from draftless.errors import CapabilityError, ConfigError

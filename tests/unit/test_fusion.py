@@ -71,17 +71,17 @@ def test_learning_is_the_gradient_of_the_log_loss() -> None:
 
     def loss(changed: int, by: float) -> float:
         model = Fusion(GREEDY_WEIGHTS)
-        model._weights[changed] += by
+        model.weights[changed] += by
         return -math.log(chance(model, found, 8))
 
     model = Fusion(GREEDY_WEIGHTS)
-    before = list(model._weights)
+    before = list(model.weights)
     model.learn(found, NONE + 1, 8)
     for cell in (LONG, SURE, SHORT, NONE + 1):
         slope = (loss(cell, 1e-5) - loss(cell, -1e-5)) / 2e-5
-        moved = model._weights[cell] - before[cell]
-        assert moved == pytest.approx(-fusion._RATE * slope, rel=1e-3), cell
-    assert sum(a != b for a, b in zip(before, model._weights, strict=True)) == 4
+        moved = model.weights[cell] - before[cell]
+        assert moved == pytest.approx(-fusion.RATE * slope, rel=1e-3), cell
+    assert sum(a != b for a, b in zip(before, model.weights, strict=True)) == 4
 
 
 def test_a_source_that_is_always_wrong_is_unlearned() -> None:

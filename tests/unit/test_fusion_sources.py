@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftless.drafters import successors as successors_module
-from draftless.drafters.best_first import _FADE, FUSED, PROBE, BestFirst
+from draftless.drafters.best_first import FADE, FUSED, PROBE, BestFirst
 from draftless.drafters.fusion import (
     AFTER_PAIR,
     AFTER_TOKEN,
@@ -80,9 +79,8 @@ def test_the_pair_is_asked_before_the_token_alone() -> None:
     assert successors.after(1, 3) == (None, AFTER_TOKEN)
 
 
-def test_what_is_old_is_forgotten_half_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(successors_module, "_MOST_ENTRIES", 4)
-    successors, said = Successors(), Said(torch.zeros(1, 61))
+def test_what_is_old_is_forgotten_half_by_half() -> None:
+    successors, said = Successors(most_entries=4), Said(torch.zeros(1, 61))
     known = []
     for token_id in range(7):
         successors.learn(50, token_id, (said, 0))
@@ -250,8 +248,8 @@ def test_deep_drafts_promise_a_little_less() -> None:
         reach[token_id] = max(own, reach.get(token_id, 0.0))  # behind the good ones
     chance = reach[10]
     assert reach[20] == pytest.approx(chance**2)
-    assert reach[30] == pytest.approx(_FADE * chance**3)
-    assert reach[40] == pytest.approx(_FADE**2 * chance**4)
+    assert reach[30] == pytest.approx(FADE * chance**3)
+    assert reach[40] == pytest.approx(FADE**2 * chance**4)
 
 
 def test_a_narrower_tree_is_the_beginning_of_the_wider_one() -> None:

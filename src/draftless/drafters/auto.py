@@ -11,20 +11,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from draftless.drafters.best_first import BestFirst
 from draftless.drafters.common import check_least
-from draftless.drafters.fusion import Fusion
+from draftless.drafters.guesses import Guesses, PythonGuesses
+from draftless.drafters.native_guesses import NativeGuesses, is_native, native_successors
 from draftless.drafters.pace import FIRST_TRUST, Pace, trust_after
 from draftless.drafters.planner import Planner, StepPrices, best_width
 from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
-from draftless.drafters.probe_worth import ProbeWorth
-from draftless.drafters.sdsat import speaking_slots
-from draftless.drafters.sources import Sources
 from draftless.drafters.successors import Successors
 from draftless.errors import ConfigError
 from draftless.prices import PriceList, read_price_list
@@ -79,22 +76,28 @@ class AutoDrafter:
             )
         self._planner = Planner(_price_list(prices), max_width)
         self._adaptive_ids = tuple(adaptive_ids)
-        self._kept = Successors() if keep_table else None
+        self._is_native = is_native()
+        self._kept = self._successors() if keep_table else None
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
         # By whether a request is sampled.
         self._learnt = {False: list(GREEDY_WEIGHTS), True: list(COUPLED_WEIGHTS)}
         self._trust = {False: FIRST_TRUST, True: FIRST_TRUST}
 
     def reset(self, row: Row) -> None:
-        sources = Sources(row, Successors() if self._kept is None else self._kept)
+        successors = self._successors() if self._kept is None else self._kept
         is_sampled = row.noise is not None
-        fusion, pace = Fusion(self._learnt[is_sampled]), Pace(self._trust[is_sampled])
-        self._states[row] = _State(row, sources, fusion, pace)
+        make = NativeGuesses if self._is_native else PythonGuesses
+        guesses = make(row, successors, self._learnt[is_sampled], self._adaptive_ids)
+        guesses.look()
+        self._states[row] = _State(row, guesses, Pace(self._trust[is_sampled]))
+
+    def _successors(self) -> Any:
+        return native_successors() if self._is_native else Successors()
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         states = [self._states[row] for row in rows]
         if all(state.pace.is_asleep for state in states):
-            return [state.tree(1, ()) for state in states]
+            return [state.tree(1) for state in states]
         length = max(len(row.token_ids) for row in rows)
         is_sampled = any(row.noise is not None for row in rows)
         prices = self._planner.prices(length, len(rows), is_sampled=is_sampled)
@@ -105,21 +108,17 @@ class AutoDrafter:
         limit = bisect_right(prices.seconds, most_s)
         slopes = prices.slopes[: max(limit, 1)]
         for state in awake:
-            state.sources.index.extend(state.row.token_ids)  # behind a nap that did not look
-            worth = state.worth.of_slots if self._adaptive_ids else ()
-            state.growth = BestFirst(state.sources, state.fusion, worth, state.row.max_depth)
             # A place of the padded width is shared by all rows, and so is what it costs.
-            state.growth.grow(slopes, rate / len(rows))
+            state.gains = state.guesses.grow(slopes, rate / len(rows))
             state.prices = prices
-        gains = [state.growth.gains if state.growth else [1.0] for state in states]
-        width = best_width(gains, prices.seconds, rate)
-        return [state.tree(width, self._adaptive_ids) for state in states]
+        width = best_width([state.gains or [1.0] for state in states], prices.seconds, rate)
+        return [state.tree(width) for state in states]
 
     def observe(self, records: Sequence[StepRecord]) -> None:
         states = [self._states[record.row] for record in records]
         width = max(record.tree.num_nodes for record in records)
         time_s = records[0].time_s
-        if time_s and any(state.growth for state in states):
+        if time_s and any(state.gains for state in states):
             self._planner.learn(
                 max(len(record.row.token_ids) for record in records),
                 len(records),
@@ -132,50 +131,38 @@ class AutoDrafter:
             state.observe(record, width)
             if record.verdict.finish_reason:
                 is_sampled = record.row.noise is not None
-                state.fusion.teach(self._learnt[is_sampled], _PASSED_ON)
+                learnt, own = self._learnt[is_sampled], state.guesses.weights
+                learnt[:] = [
+                    old + _PASSED_ON * (new - old) for old, new in zip(learnt, own, strict=True)
+                ]
                 self._trust[is_sampled] = trust_after(self._trust[is_sampled], state.pace.saved)
 
 
 @dataclass(slots=True)
 class _State:
-    """One request; `growth` is there between `propose` and `observe` of a step that drafts."""
+    """One request; `gains` are there between `propose` and `observe` of a step that drafts."""
 
     row: Row
-    sources: Sources
-    fusion: Fusion
+    guesses: Guesses
     pace: Pace
-    worth: ProbeWorth = field(default_factory=ProbeWorth)
-    growth: BestFirst | None = None
+    gains: Sequence[float] = ()
     prices: StepPrices | None = None
 
-    def tree(self, width: int, adaptive_ids: Sequence[int]) -> DraftTree:
-        if self.growth is None:
-            return DraftTree.chain(self.row.token_ids[-1:])
-        return self.growth.tree(width, adaptive_ids)
+    def tree(self, width: int) -> DraftTree:
+        return self.guesses.tree(width) if self.gains else DraftTree.chain(self.row.token_ids[-1:])
 
     def observe(self, record: StepRecord, width: int) -> None:
-        growth, verdict = self.growth, record.verdict
-        if growth is None:
-            match_len = 0
-            if self.pace.looks:
-                index = self.sources.index
-                index.extend(self.row.token_ids)
-                match_len = len(index.state) - 1
-            self.pace.sleep(match_len)
+        verdict = record.verdict
+        if not self.gains:
+            self.pace.sleep(self.guesses.look() if self.pace.looks else 0)
             return
-        self.growth = None
+        self.gains = ()
         if verdict.finish_reason:
             return
         assert self.prices is not None
-        num_tokens = len(verdict.token_ids)
-        self.pace.count(num_tokens, self.prices.seconds[width - 1], self.prices.plain_s)
-        steps = [growth.found[growth.nodes[node]] for node in verdict.path]
-        self.worth.learn(self.fusion, steps, verdict.token_ids, self.sources.slots)
-        for (found, none_cell), token_id in zip(steps, verdict.token_ids, strict=True):
-            if found:
-                self.fusion.learn(found, none_cell, token_id)
-        slots = speaking_slots([growth.probes[node] for node in reversed(verdict.path)])
-        self.sources.observe(record, slots, len(growth.nodes))
+        seconds = self.prices.seconds[width - 1]
+        self.pace.count(len(verdict.token_ids), seconds, self.prices.plain_s)
+        self.guesses.observe(record)
 
 
 def _price_list(prices: PriceList | Mapping[str, Any] | str | Path | None) -> PriceList:

@@ -16,12 +16,12 @@ from draftless.types import DraftTree
 
 FUSED, PROBE = "fused", "probe"
 
-_DOUBT = 0.02  # a walk may always stop, however sure the drafts below look
+DOUBT = 0.02  # a walk may always stop, however sure the drafts below look
 
 # Of a chance, per place from the third on. Each chance by itself holds what it promises, but a long path
 # is in the tree because all of its chances look good: of those 5 to 11 deep 0.75 to 0.83 of what they
 # promised was accepted (validation prompts).
-_FADE, _FADES_FROM = 0.93, 3
+FADE, FADES_FROM = 0.93, 3
 
 _CLOSED = -2  # in place of a rank: the node's own candidates, which gain no more than it does
 
@@ -126,8 +126,8 @@ class BestFirst:
         if depth < self._max_depth:
             found = self.found[node] = sources.found(context, before, token_id, depth + 1)
             options = self._fusion.chances(*found)
-            if depth + 1 >= _FADES_FROM:
-                options = [(_FADE * chance, candidate) for chance, candidate in options]
+            if depth + 1 >= FADES_FROM:
+                options = [(FADE * chance, candidate) for chance, candidate in options]
             self._options[node] = options
             if options:
                 self._push(reach * options[0][0], node, 0)
@@ -135,7 +135,7 @@ class BestFirst:
                     if reach * chance < self._least:
                         break
                     stop -= reach * chance
-        self._stop[node] = max(_DOUBT * reach, stop)
+        self._stop[node] = max(DOUBT * reach, stop)
         if self._worth:
             self._push_probe(node)
 

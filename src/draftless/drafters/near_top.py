@@ -19,7 +19,9 @@ def shares_near_top(
     """The best tokens with the cells of their shares among all; none below `least`."""
     exp, best = math.exp, scores[0]
     weights = [exp(score - best) for score in scores]
-    total = sum(weights)
+    total = 0.0
+    for weight in weights:  # not by `sum`, which newer Pythons round otherwise than other languages
+        total += weight
     found = []
     for rank, (token_id, weight) in enumerate(zip(ids, weights, strict=True)):
         share = weight / total

@@ -19,9 +19,9 @@ from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList, Seconds
 
 # What drafting costs beside the forward, per row of a batch and per node, until it was seen.
-OWN_S, OWN_NODE_S = 200e-6, 30e-6
+OWN_S, OWN_NODE_S = 90e-6, 18e-6
 
-_OWN_OVER_PROPOSE = 1.8  # with observe, the wider verification and commit
+_OWN_OVER_PROPOSE = 1.9  # with observe, the wider verification and commit
 _OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.02
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
 _AT_ONCE = (

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from draftless.drafters.fusion import NUM_CELLS, PROBED, Found, Fusion
 
-_PRIOR = (0.25, 0.12, 0.07, 0.04, 0.02)  # tokens by slot
+PRIOR = (0.25, 0.12, 0.07, 0.04, 0.02)  # tokens by slot
 _CELLS = range(PROBED, NUM_CELLS)
-_RATE = 0.06  # of learning, per step in which the slot spoke
-_DRIFT = 0.02  # back to the prior, per step in which it did not: so that it is tried again
-_GOES_ON = 1.4  # a token that is accepted lets the ones behind it be
+RATE = 0.06  # of learning, per step in which the slot spoke
+DRIFT = 0.02  # back to the prior, per step in which it did not: so that it is tried again
+GOES_ON = 1.4  # a token that is accepted lets the ones behind it be
 
 
 class ProbeWorth:
@@ -24,7 +24,7 @@ class ProbeWorth:
     """
 
     def __init__(self) -> None:
-        self.of_slots = list(_PRIOR)
+        self.of_slots = list(PRIOR)
 
     def learn(
         self,
@@ -50,8 +50,8 @@ class ProbeWorth:
                 added = fusion.chance(found, none_cell, token_id)
                 added -= fusion.chance(found, none_cell, token_id, without=_CELLS)
             index = min(slot, len(self.of_slots)) - 1
-            self.of_slots[index] += _RATE * (_GOES_ON * added - self.of_slots[index])
+            self.of_slots[index] += RATE * (GOES_ON * added - self.of_slots[index])
             spoke.add(index)
-        for index, prior in enumerate(_PRIOR):
+        for index, prior in enumerate(PRIOR):
             if index not in spoke:
-                self.of_slots[index] += _DRIFT * (prior - self.of_slots[index])
+                self.of_slots[index] += DRIFT * (prior - self.of_slots[index])

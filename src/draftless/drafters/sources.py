@@ -31,9 +31,9 @@ from draftless.drafters.successors import Said, Successors
 from draftless.drafters.suffix_index import State, SuffixIndex
 from draftless.types import DraftTree, Row, StepRecord
 
-_LEAST_GREEDY, _LEAST_COUPLED = 0.07, 0.03  # of a share; what lies lower is seldom right
-_MOST_RETRIEVED = 3  # tokens
-_AHEAD = 5  # depths
+LEAST_GREEDY, LEAST_COUPLED = 0.07, 0.03  # of a share; what lies lower is seldom right
+MOST_RETRIEVED = 3  # tokens
+AHEAD = 5  # depths
 
 
 class Sources:
@@ -59,7 +59,7 @@ class Sources:
         params = row.params
         self._noise = row.noise
         self._is_truncated = params.is_truncated
-        self._share = _LEAST_COUPLED if self._noise is not None else _LEAST_GREEDY
+        self._share = LEAST_COUPLED if self._noise is not None else LEAST_GREEDY
 
     @property
     def context(self) -> State:
@@ -116,7 +116,7 @@ class Sources:
                     found.append((token_id, retrieved_cell(order, place, kind)))
                 if place:
                     break
-            if len(seen) >= _MOST_RETRIEVED:
+            if len(seen) >= MOST_RETRIEVED:
                 break
         if self._noise is not None and found:
             values = self._noise.few(self._position(depth), seen)
@@ -147,7 +147,7 @@ class Sources:
         """
         row, tree, path = record.row, record.tree, record.verdict.path
         self.index.extend(row.token_ids)
-        leftover = leftover_nodes(tree.parents[:num_drafts], path[-1])[len(slots) : _AHEAD]
+        leftover = leftover_nodes(tree.parents[:num_drafts], path[-1])[len(slots) : AHEAD]
         ahead = [*(node for node, _ in slots), *leftover]
         firsts = [probed_cells(slot) for _, slot in slots]
         firsts += [denoised_cells(depth) for depth in range(len(slots) + 1, len(ahead) + 1)]

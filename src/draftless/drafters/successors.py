@@ -16,7 +16,7 @@ from draftless.types import Noise
 NUM_LIKELY = 16
 """Tokens that are kept of a node; under the noise of a place they compete."""
 
-_MOST_ENTRIES = 1 << 16  # of each of two generations; an entry takes some 300 bytes
+MOST_ENTRIES = 1 << 16  # of each of two generations; an entry takes some 300 bytes
 
 
 class Said:
@@ -57,15 +57,20 @@ Entry = tuple[Said, int]
 
 
 class Successors:
-    """Entries by token and by pair; of two generations, so that the oldest half is forgotten at once."""
+    """Entries by token and by pair; of two generations, so that the oldest half is forgotten at once.
 
-    def __init__(self) -> None:
+    Args:
+        most_entries: of one generation.
+    """
+
+    def __init__(self, most_entries: int = MOST_ENTRIES) -> None:
+        self._most_entries = most_entries
         self._new: dict[int | tuple[int, int], Entry] = {}
         self._old: dict[int | tuple[int, int], Entry] = {}
 
     def learn(self, before: int, token_id: int, entry: Entry) -> None:
         """The target said this after `token_id`, which stood after `before` (-1: after nothing)."""
-        if len(self._new) >= _MOST_ENTRIES:
+        if len(self._new) >= self._most_entries:
             self._old, self._new = self._new, {}
         self._new[token_id] = self._new[before, token_id] = entry
 

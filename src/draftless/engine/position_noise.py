@@ -26,7 +26,7 @@ class PositionNoise:
     """
 
     def __init__(self, keyed: KeyedNoise, vocab_size: int, device: torch.device) -> None:
-        self._keyed = keyed
+        self.keyed = keyed
         self._vocab_size = vocab_size
         self._device = device
         self._keys = _keys_of_vocabulary(vocab_size) if device.type == "cpu" else None
@@ -49,12 +49,12 @@ class PositionNoise:
         if isinstance(position, int) and position in self._known:
             return self._known[position][token_ids]
         if self._keys is None:
-            return self._keyed(position, token_ids)
+            return self.keyed(position, token_ids)
         bits = self._keys[token_ids.numpy()]
         if isinstance(position, int):
-            bits += np.uint64(self._keyed.stream(position))
+            bits += np.uint64(self.keyed.stream(position))
         else:
-            bits += self._keyed.streams(position)
+            bits += self.keyed.streams(position)
         return torch.from_numpy(gumbel(bits))
 
     def _whole(self, positions: Sequence[int]) -> list[torch.Tensor]:
@@ -63,11 +63,11 @@ class PositionNoise:
         missing = [position for position in positions if position not in known]
         if self._keys is not None:
             for position in missing:  # one after the other: it stays in the processor's cache
-                bits = self._keys + np.uint64(self._keyed.stream(position))
+                bits = self._keys + np.uint64(self.keyed.stream(position))
                 known[position] = torch.from_numpy(gumbel(bits))
         elif missing:
             ids = torch.arange(self._vocab_size, device=self._device)
-            found = self._keyed(missing, ids.expand(len(missing), -1))
+            found = self.keyed(missing, ids.expand(len(missing), -1))
             known.update(zip(missing, found, strict=True))
         return [known[position] for position in positions]
 
@@ -84,13 +84,13 @@ class PositionNoise:
         """
         if self._draw is None or logits.dtype == torch.float64:
             return None
-        stream = signed(self._keyed.stream(position))
+        stream = signed(self.keyed.stream(position))
         token_id: int = self._draw(logits, row, stream, temperature)
         return token_id
 
     def few(self, position: int, token_ids: Sequence[int]) -> list[float]:
         """Noise of a handful of ids at one position, computed on the host."""
-        return self._keyed.few(position, token_ids)
+        return self.keyed.few(position, token_ids)
 
     def ranked(
         self,
@@ -102,7 +102,7 @@ class PositionNoise:
     ) -> tuple[list[int], list[float]]:
         """A handful of ids and their `logits / temperature + noise`: the `count` best, the best first."""
         if self._ranked is not None:
-            stream = signed(self._keyed.stream(position))
+            stream = signed(self.keyed.stream(position))
             best: tuple[list[int], list[float]] = self._ranked(
                 token_ids, logits, stream, temperature, count
             )
@@ -127,7 +127,7 @@ class PositionNoise:
         """
         count = min(count, logits.shape[1])
         if self._likeliest is not None and logits.dtype != torch.float64:
-            streams = [signed(self._keyed.stream(position)) for position in positions]
+            streams = [signed(self.keyed.stream(position)) for position in positions]
             ids, scores = self._likeliest(logits, rows, streams, temperature, count)
             return ids.numpy(), scores.numpy()
         return topk_of_rows(logits[list(rows)].float() / temperature + self(positions), count)

@@ -364,17 +364,12 @@ class TargetModel:
         cache.reserve(max(lengths) + width)
         context = cache.append(rows, width)
         padded = [[*ids, *[0] * (width - len(ids))] for ids in token_ids]
-        if len(layouts) == 1 and layouts[0].num_nodes == width:
-            positions = (layouts[0].depth_tensor + lengths[0])[None]
-        else:
-            positions = torch.zeros((len(padded), width), dtype=torch.long)
-            for index, (length, layout) in enumerate(zip(lengths, layouts, strict=True)):
-                positions[index, : layout.num_nodes] = layout.depth_tensor + length
-        return _Pass(
-            torch.tensor(padded, device=self.device),
-            positions.to(self.device),
-            self._masks.masks(lengths, layouts, width, context),
-        )
+        positions = [
+            [*(length + depth for depth in layout.depths), *[0] * (width - layout.num_nodes)]
+            for length, layout in zip(lengths, layouts, strict=True)
+        ]
+        both = torch.tensor([padded, positions], device=self.device)  # one copy to the device
+        return _Pass(both[0], both[1], self._masks.masks(lengths, layouts, width, context))
 
     def _keywords(self, one: _Pass, cache: KVCache) -> dict[str, Any]:
         """How a `transformers` model is told."""

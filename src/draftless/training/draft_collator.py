@@ -113,6 +113,10 @@ class DraftCollator:
             return batch
         return self._inline(batch) if self._is_inline else self._branch(batch)
 
+    def in_branches(self, features: Sequence[Mapping[str, Any]]) -> Batch:
+        """The same in the form of blocks, also where there are none."""
+        return self._branch(self.inner(features))
+
     def _inline(self, batch: Batch) -> Batch:
         noised = batch["input_ids"].clone()
         for row in range(len(noised)):

@@ -242,7 +242,7 @@ def _eval_batches(run: Run) -> list[dict[str, torch.Tensor]]:
         noise = replace(noise, mode="branch", clean_share=0.0)
     collator = _make_collator(run.config, run.tokenizer, noise, run.adaptive_ids)
     starts = range(0, len(run.held), _EVAL_BATCH)
-    return [dict(collator(run.held[start : start + _EVAL_BATCH])) for start in starts]
+    return [dict(collator.in_branches(run.held[start : start + _EVAL_BATCH])) for start in starts]
 
 
 def save(run: Run, trainer: DraftTrainer, metrics: Mapping[str, float]) -> None:

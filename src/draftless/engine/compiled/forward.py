@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from draftless.engine.compiled.compiler import PieceCompiler
 from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
 from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.pieces import merge_linears, tidy
-from draftless.engine.compiled.program import PieceCompiler, Program
+from draftless.engine.compiled.program import Program
 from draftless.engine.compiled.trace import LONGEST, trace
 from draftless.skip_set import SkipSet
 

@@ -42,12 +42,20 @@ KeyOf<T> infinity() {
 
 // Order of the numbers; what is no number comes last.
 template <typename Key>
-inline Key key_of(Key bits, Key infinite) {
-  constexpr Key kMost = std::numeric_limits<Key>::max();
-  const Key magnitude = bits & kMost;
-  const Key ordered = bits < 0 ? static_cast<Key>(-magnitude) : magnitude;
-  return magnitude > infinite ? std::numeric_limits<Key>::min() : ordered;
-}
+struct Ordered {
+  static inline Key of(Key bits, Key infinite) {
+    constexpr Key kMost = std::numeric_limits<Key>::max();
+    const Key magnitude = bits & kMost;
+    const Key ordered = bits < 0 ? static_cast<Key>(-magnitude) : magnitude;
+    return magnitude > infinite ? std::numeric_limits<Key>::min() : ordered;
+  }
+};
+
+// The same above zero, where the order of the numbers is that of their bits.
+template <typename Key>
+struct Bits {
+  static inline Key of(Key bits, Key) { return bits; }
+};
 
 template <typename T>
 struct Finder {
@@ -58,22 +66,12 @@ struct Finder {
   // The best, the largest first; of equals the lowest ids.
   void operator()(const T* logits, int64_t width, int64_t count, int64_t* ids, float* values) {
     const Key* bits = reinterpret_cast<const Key*>(logits);
-    const Key least = bar(bits, width, count);
     found.clear();
-    const int64_t whole = width - width % kColumns;
-    for (int64_t first = 0; first < whole; first += kColumns) {
-      Key keys[kColumns];
-      Key is_any = 0;
-      for (int64_t i = 0; i < kColumns; ++i) keys[i] = key_of(bits[first + i], infinite);
-      for (int64_t i = 0; i < kColumns; ++i) is_any |= keys[i] >= least;
-      if (!is_any) continue;
-      for (int64_t i = 0; i < kColumns; ++i) {
-        if (keys[i] >= least) found.emplace_back(keys[i], first + i);
-      }
-    }
-    for (int64_t id = whole; id < width; ++id) {
-      const Key key = key_of(bits[id], infinite);
-      if (key >= least) found.emplace_back(key, id);
+    const auto [least, most] = bar<Bits<Key>>(bits, width, count);
+    if (least > 0 && most <= infinite) {
+      collect<Bits<Key>>(bits, width, least);
+    } else {
+      collect<Ordered<Key>>(bits, width, bar<Ordered<Key>>(bits, width, count).first);
     }
     const auto is_before = [](const auto& one, const auto& other) {
       return one.first != other.first ? one.first > other.first : one.second < other.second;
@@ -86,19 +84,44 @@ struct Finder {
     }
   }
 
-  // A key that at least `count` logits reach.
-  Key bar(const Key* bits, int64_t width, int64_t count) const {
-    if (count >= kColumns || width < kColumns) return std::numeric_limits<Key>::min();
+  // Everything that reaches a key.
+  template <typename Order>
+  void collect(const Key* bits, int64_t width, Key least) {
+    const int64_t whole = width - width % kColumns;
+    for (int64_t first = 0; first < whole; first += kColumns) {
+      Key is_any = 0;
+      for (int64_t i = 0; i < kColumns; ++i) is_any |= Order::of(bits[first + i], infinite) >= least;
+      if (is_any) collect_between<Order>(bits, first, first + kColumns, least);
+    }
+    collect_between<Order>(bits, whole, width, least);
+  }
+
+  template <typename Order>
+  void collect_between(const Key* bits, int64_t first, int64_t end, Key least) {
+    for (int64_t id = first; id < end; ++id) {
+      const Key key = Order::of(bits[id], infinite);
+      if (key >= least) found.emplace_back(key, id);
+    }
+  }
+
+  // A key that at least `count` logits reach, and the largest of all.
+  template <typename Order>
+  std::pair<Key, Key> bar(const Key* bits, int64_t width, int64_t count) const {
+    constexpr Key kLowest = std::numeric_limits<Key>::min();
+    Key most = kLowest;
+    if (count >= kColumns || width < kColumns) return {kLowest, most};
     Key maxima[kColumns];
-    std::fill(maxima, maxima + kColumns, std::numeric_limits<Key>::min());
-    for (int64_t first = 0; first + kColumns <= width; first += kColumns) {
+    std::fill(maxima, maxima + kColumns, kLowest);
+    const int64_t whole = width - width % kColumns;
+    for (int64_t first = 0; first < whole; first += kColumns) {
       for (int64_t i = 0; i < kColumns; ++i) {
-        const Key key = key_of(bits[first + i], infinite);
+        const Key key = Order::of(bits[first + i], infinite);
         maxima[i] = key > maxima[i] ? key : maxima[i];
       }
     }
+    for (int64_t id = whole; id < width; ++id) most = std::max(most, Order::of(bits[id], infinite));
     std::nth_element(maxima, maxima + count - 1, maxima + kColumns, std::greater<Key>());
-    return maxima[count - 1];
+    return {maxima[count - 1], std::max(most, *std::max_element(maxima, maxima + count))};
   }
 };
 

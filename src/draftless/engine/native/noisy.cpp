@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "keyed_noise.h"
+
 // Inductor turns this off for code of its own, which says itself what to vectorise.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("tree-loop-vectorize")
@@ -26,27 +28,8 @@
 
 namespace {
 
-constexpr uint64_t kGolden = 0x9E3779B97F4A7C15, kBitsOfOne = 0x3FF0000000000000;
 constexpr double kLog2 = 0.693147180559945309, kLowest = -std::numeric_limits<double>::infinity();
 constexpr int64_t kBlock = 256;
-
-inline uint64_t mix(uint64_t value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
-  return value ^ (value >> 31);
-}
-
-// (bits + 0.5) / 2^52 of the upper 52 bits: strictly inside (0, 1), and exact.
-inline double uniform(uint64_t bits) {
-  const uint64_t raw = (bits >> 12) | kBitsOfOne;
-  double value;
-  std::memcpy(&value, &raw, sizeof value);
-  return value - (1.0 - 0x1p-53);
-}
-
-inline double noise_of(uint64_t stream, int64_t id) {
-  return -std::log(-std::log(uniform(mix(stream + static_cast<uint64_t>(id + 1) * kGolden))));
-}
 
 struct Best {
   std::vector<std::pair<double, int64_t>> found;  // the largest first; of equals the lowest id
