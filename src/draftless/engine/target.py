@@ -38,6 +38,7 @@ from draftless.sublayers import decoder_layers
 Attention = Literal["draftless", "sdpa", "eager"]
 
 _PREFILL_CHUNK = 512
+_COMPILED_CHUNK = 128  # our attention weighs what is hidden, too; shorter parts hide less
 _FINGERPRINT_VALUES = 16  # of every parameter
 
 
@@ -251,22 +252,29 @@ class TargetModel:
 
     def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Prefill:
         """Cache a prompt (all but its last token), in chunks and without the language-model head."""
-        passes = 0
+        is_compiled = self._compiled is not None and self.device.type == "cpu"
+        size = _COMPILED_CHUNK if is_compiled else _PREFILL_CHUNK
         total: torch.Tensor | None = None
-        for start in range(0, len(token_ids), _PREFILL_CHUNK):
-            chunk = list(token_ids[start : start + _PREFILL_CHUNK])
-            layout = tree_layout(chain_parents(len(chunk)))
-            one = self._prepare(cache, slice(row, row + 1), [chunk], [layout])
-            hidden = (
-                self.model.base_model(**self._keywords(one, cache))
-                .last_hidden_state[0]
-                .float()
-                .sum(0)
-            )
+        starts = range(0, len(token_ids), size)
+        for start in starts:
+            chunk = list(token_ids[start : start + size])
+            hidden = self._hidden(cache, slice(row, row + 1), chunk)[0].float().sum(0)
             total = hidden if total is None else total + hidden
             cache.commit(row, range(len(chunk)))
-            passes += 1
-        return Prefill(passes, None if total is None else total / len(token_ids))
+        return Prefill(len(starts), None if total is None else total / len(token_ids))
+
+    def _hidden(
+        self, cache: KVCache, row: slice, token_ids: list[int]
+    ) -> torch.Tensor:  # [1, W, hidden]
+        """What the language-model head would read of one row's next tokens."""
+        one = self._prepare(cache, row, [token_ids], [tree_layout(chain_parents(len(token_ids)))])
+        hidden = None
+        if self._compiled is not None:
+            step = Step(cache, row, one.masks)
+            hidden = self._compiled.hidden(one.token_ids, one.positions, step)
+        if hidden is None:
+            hidden = self.model.base_model(**self._keywords(one, cache)).last_hidden_state
+        return hidden
 
     def forward(
         self,

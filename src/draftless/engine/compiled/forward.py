@@ -93,16 +93,32 @@ class CompiledForward:
         logits = program(token_ids.view(1, -1), positions.view(1, -1), step)
         return logits.view(num_rows, width, -1)
 
+    def hidden(
+        self,
+        token_ids: torch.Tensor,  # [1, W] int64
+        positions: torch.Tensor,  # [1, W] int64
+        step: Step,
+    ) -> torch.Tensor | None:  # [1, W, hidden]
+        """What the language-model head would read; None, and nothing is run, if the head is not known."""
+        programs = self._programs[None]
+        program = programs.single if token_ids.numel() == 1 else programs.several
+        return program.hidden(token_ids, positions, step)
+
     def _build(self, skip_set: SkipSet | None, *, is_single: bool) -> Program:
         model = self._view_of(skip_set)
         traced = trace(model, self._kinds, self._num_layers, self._dtype, is_single=is_single)
         if can_pack(self._dtype, model.device):
             merge_linears(traced, self._pack)
         tidy(traced.graph.graph)
-        return Program(traced, self._place, self._compiler)
+        return Program(traced, self._place, _name_of_head(model), self._compiler)
 
     def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
         key = tuple(weight.data_ptr() for weight in weights)
         if key not in self._packed:
             self._packed[key] = pack(weights, biases, self._memory)
         return self._packed[key]
+
+
+def _name_of_head(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)

@@ -85,10 +85,21 @@ def tidy(graph: Graph) -> None:
 _INPUTS = ("token_ids", "positions")
 
 
-def cut(module: GraphModule, place: str) -> GraphModule:
-    """Cut a graph where it enters or leaves a decoder layer; `place` is `model.layers`."""
-    pattern = re.compile(rf"\b{re.escape(place)}\.(\d+)\b")
-    part_of: dict[Node, int] = {}
+HEAD = "submod_head"
+"""Name of the piece that is the language-model head; there is none where the model names no head."""
+
+
+def cut(module: GraphModule, layers: str, head: str | None) -> GraphModule:
+    """Cut a graph where it enters or leaves a decoder layer or the head.
+
+    Args:
+        module: the graph.
+        layers: path of the layers (`model.layers`).
+        head: path of the language-model head (`lm_head`), if there is one.
+    """
+    names = rf"\b{re.escape(layers)}\.(\d+)\b" + (rf"|\b({re.escape(head)})$" if head else "")
+    pattern = re.compile(names)
+    part_of: dict[Node, int | str] = {}
     part, current = 0, None
     for node in module.graph.nodes:
         if node.op in ("placeholder", "output"):
@@ -97,11 +108,11 @@ def cut(module: GraphModule, place: str) -> GraphModule:
         if stack:
             # Nodes without a stack (of our own making) stay where they are.
             match = next(filter(None, (pattern.search(path) for path, _ in stack.values())), None)
-            layer = match.group(1) if match else None
+            layer = match and match.group()
             if layer != current:
                 part, current = part + 1, layer
-        part_of[node] = part
-    return split_module(module, None, lambda node: part_of[node], keep_original_order=True)  # type: ignore[arg-type]
+        part_of[node] = "head" if current == head is not None else part
+    return split_module(module, None, lambda node: part_of[node], keep_original_order=True)  # type: ignore[arg-type, return-value]
 
 
 def make_piece(module: GraphModule) -> Piece:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from draftless.engine.compiled.compiler import Compiled, PieceCompiler
 from draftless.engine.compiled.ops import Step, begin
-from draftless.engine.compiled.pieces import cut, make_piece
+from draftless.engine.compiled.pieces import HEAD, cut, make_piece
 from draftless.engine.compiled.trace import Traced
 
 
@@ -30,23 +30,29 @@ class Program:
 
     Args:
         traced: the graph; its linear layers may be packed.
-        place_of_layers: where the decoder layers are (`model.layers`).
+        layers, head: see `cut`.
         compiler: of the pieces.
     """
 
-    def __init__(self, traced: Traced, place_of_layers: str, compiler: PieceCompiler) -> None:
-        pieces = cut(traced.graph, place_of_layers)
+    def __init__(
+        self, traced: Traced, layers: str, head: str | None, compiler: PieceCompiler
+    ) -> None:
+        pieces = cut(traced.graph, layers, head)
         self._linears = traced.linears
         nodes = list(pieces.graph.nodes)
         place = {node: index for index, node in enumerate(nodes)}
         self._values: list[Any] = [None] * len(nodes)
         self._calls: list[_Call] = []
+        self._body: tuple[int, int] | None = None  # calls before the head, and the head's input
         for node in nodes:
             if node.op == "placeholder":
                 self._values[place[node]] = traced.tensors.get(node.name)
             elif node.op == "call_module":
                 piece = make_piece(getattr(pieces, str(node.target)))
                 inputs = tuple(place[node.args[index]] for index in piece.inputs)
+                if node.target == HEAD:
+                    (states,) = (index for index in inputs if nodes[index].op != "placeholder")
+                    self._body = len(self._calls), states
                 self._calls.append(_Call(compiler(piece), inputs, _outputs(node, place)))
         named = {node.name: place[node] for node in nodes if node.op == "placeholder"}
         self._token_ids, self._positions = named["token_ids"], named["positions"]
@@ -60,15 +66,37 @@ class Program:
         step: Step,
     ) -> torch.Tensor:  # [1, M, V]
         """One forward pass. The logits are fresh memory."""
+        return self._run(self._calls, self._out, token_ids, positions, step)
+
+    def hidden(
+        self,
+        token_ids: torch.Tensor,  # [1, M] int64
+        positions: torch.Tensor,  # [1, M] int64
+        step: Step,
+    ) -> torch.Tensor | None:  # [1, M, hidden]
+        """The same without the head: what it would read. None, and nothing is run, if there is none."""
+        if self._body is None:
+            return None
+        num_calls, out = self._body
+        return self._run(self._calls[:num_calls], out, token_ids, positions, step)
+
+    def _run(
+        self,
+        calls: Sequence[_Call],
+        out: int,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        step: Step,
+    ) -> torch.Tensor:
         values = list(self._values)
         values[self._token_ids], values[self._positions] = token_ids, positions
         begin(step, self._linears)
-        for call in self._calls:
+        for call in calls:
             found = call.run([values[index] for index in call.inputs])
-            for index, out in call.outputs:
-                values[out] = found[index]
-        logits: torch.Tensor = values[self._out]
-        return logits
+            for index, place in call.outputs:
+                values[place] = found[index]
+        wanted: torch.Tensor = values[out]
+        return wanted
 
 
 def _outputs(node: Node, place: Mapping[Node, int]) -> tuple[tuple[int, int], ...]:
