@@ -54,13 +54,18 @@ def few(target: TargetModel) -> PriceList:
     return PriceList.from_dict({**data, "facts": {**data["facts"], "noise": 0.0}})
 
 
-def test_every_point_is_timed_in_turn(target: TargetModel) -> None:
+@pytest.mark.parametrize(("block_s", "num_passes"), [(0.0, 3), (99.0, 12)])
+def test_every_point_is_timed_in_turn(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch, block_s: float, num_passes: int
+) -> None:
+    """Some passes in a row each time, more where they take little time."""
+    monkeypatch.setattr(latency, "_BLOCK_S", block_s)
     watch = Watch(target)
     prices = measure(target, FEW)
     points = grid(target, FEW)
     assert points == [(1, 4, 1), (3, 4, 1), (1, 16, 1), (3, 16, 1), (2, 4, 2), (2, 16, 2)]
-    blocks = watch.passes[:: latency._BLOCK]
-    assert watch.passes == [point for point in blocks for _ in range(latency._BLOCK)]
+    blocks = watch.passes[::num_passes]
+    assert watch.passes == [point for point in blocks for _ in range(num_passes)]
     rounds = [blocks[begin : begin + 6] for begin in (0, 6, 12)]
     assert len({tuple(one) for one in rounds}) > 1, "in another order each time"
     assert len(blocks) == 18 and all(
