@@ -58,7 +58,7 @@ SAMPLINGS = {
 }
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
 PROMPT_LEN = 128
-CURVE_REPEATS = 6  # passes of each width in a round
+CURVE_REPEATS = 12  # passes of each width in a round, of which the second half counts
 RECORD_PROMPTS, RECORD_TOKENS = 18, 96
 
 
@@ -77,20 +77,20 @@ class CostCurve:
             self.measure(2)
 
     def measure(self, repeats: int) -> None:
-        """One round: `repeats` passes of every width, each behind one of its like, as in decoding.
+        """One round: `repeats` passes of every width in a row, as in decoding.
 
-        In another order each time: after a wide pass a CPU is slower for a while.
+        In another order each time: after passes of another width a CPU is slower for a while.
         """
         widths = list(self._layouts)
         with torch.inference_mode():
             for width in (widths[place] for place in self._order.permutation(len(widths))):
-                for repeat in range(repeats + 1):
+                for repeat in range(repeats):
                     begun = time.perf_counter()
                     logits = self._target.forward(
                         self._cache, [[2] * width], [self._layouts[width]]
                     )
                     logits[0, -1, :1].tolist()  # as a draw does, this waits for a GPU
-                    if repeat:
+                    if repeat >= repeats // 2:
                         self._seconds[width].append(time.perf_counter() - begun)
 
     def median_s(self) -> dict[int, float]:
