@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-from draftless.drafters import auto as auto_module
 from draftless.drafters.anchor_store import AnchorStore
 from draftless.drafters.layer_skip import LayerSkipDrafter
 from draftless.drafters.native_guesses import is_native
@@ -68,8 +65,10 @@ def registered(name: str, **options: Any) -> Drafter:
         given["adaptive_ids"] = [ADAPTIVE_ID]
     elif name == "auto":  # measured prices would make other trees in each run
         given |= {"prices": FREE, "adaptive_ids": [ADAPTIVE_ID]}
-        with guesses_in_python(only=options.pop("in_python", False)):
-            return make_drafter(name, {**given, **options})
+        in_python = options.pop("in_python", False)
+        drafter = make_drafter(name, {**given, **options})
+        drafter._is_native = not in_python and has_native_guesses()  # type: ignore[attr-defined]
+        return drafter
     elif name == "layer-skip":
         given |= {"skip_set": HALF, "threshold": STOPPED}
     elif name == "knn-ssd":
@@ -77,13 +76,9 @@ def registered(name: str, **options: Any) -> Drafter:
     return make_drafter(name, {**given, **options})
 
 
-@contextmanager
-def guesses_in_python(*, only: bool) -> Iterator[None]:
-    """Whether `auto`, made inside, guesses in Python, or in C++ as beside a compiled target."""
-    native.load("likeliest")
-    native.load("noisy")
-    with patch.object(auto_module, "is_native", lambda: not only and is_native()):
-        yield
+def has_native_guesses() -> bool:
+    """Whether `auto` can guess in C++, as beside a compiled target; that is compiled here."""
+    return native.load("likeliest") and native.load("noisy") and is_native()
 
 
 @cache

@@ -356,6 +356,14 @@ def test_ordinary_passes_have_stable_bits_on_our_own_operators() -> None:
         assert not probes.has_stable_bits(half_precision_model(3))
 
 
+def test_other_attention_is_not_trusted_with_stable_bits() -> None:
+    """Soft-capped scores go through torch, whose sums may move with more keys than are tried."""
+    model = copy.deepcopy(stock_model("gemma2", "fp32")).to(torch.bfloat16)
+    compiled = TargetModel(model, compile=True)
+    assert compiled._compiled is not None
+    assert not compiled._compiled.has_own_attention
+
+
 def test_strict_is_refused_where_bits_move(
     strict_model: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

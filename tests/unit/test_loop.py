@@ -85,8 +85,15 @@ def test_the_first_token_comes_at_the_prompts_length() -> None:
     assert seen == [6, 2, 1, 0]
 
 
-def test_a_stream_that_is_given_up_leaves_nothing_behind() -> None:
-    drafter = make_drafter("tr-jacobi")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*((name, {}) for name in DRAFTERS), ("auto", {"in_python": True})],
+    ids=str,
+)
+def test_a_stream_that_is_given_up_leaves_nothing_behind(
+    name: str, options: dict[str, bool]
+) -> None:
+    drafter = registered(name, **options)
     request = make_request(target("llama"), 0, prompt_ids(9), SamplingParams(), None, ())
     steps = decode(target("llama"), drafter, [request])
     next(steps)

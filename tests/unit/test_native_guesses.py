@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from draftless.engine.sampling import TokenSampler
 from draftless.engine.verify import walk
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import DraftTree, Row, StepRecord
+from draftless.types import DraftTree, Row, StepRecord, Verdict
 
 pytestmark = pytest.mark.skipif(
     not (native.load("likeliest") and native.load("noisy") and is_native()),
@@ -169,3 +170,36 @@ def test_what_is_old_is_forgotten_at_the_same_time(most_entries: int) -> None:
         pair = Pair(row, memories)
         for _ in range(40):
             step(pair, row, talk, [0.02] * 12, 12)
+
+
+def test_threads_may_share_a_memory() -> None:
+    """Python runs on while C++ works: readers and writers of one table must wait for each other."""
+    memory = native_successors(40)
+
+    def write(seed: int) -> int:
+        row, talk = new_row({}, seed), Talk(seed)
+        row.max_depth = 9
+        guesses = NativeGuesses(row, memory, GREEDY_WEIGHTS, ())
+        for _ in range(300):
+            guesses.grow([0.002] * 24, 1.0)
+            tree = guesses.tree(24)
+            logits = talk.logits(tree)
+            token_id = int(logits[0].argmax())
+            row.token_ids.append(token_id)
+            guesses.observe(StepRecord(row, tree, Verdict((0,), (token_id,), "bonus"), logits))
+        return len(row.token_ids)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, range(4))) == [312] * 4
+
+
+def test_another_tree_than_the_proposed_one_is_refused() -> None:
+    row, talk = new_row({}, 0), Talk(0)
+    guesses = NativeGuesses(row, native_successors(), GREEDY_WEIGHTS, ())
+    with pytest.raises(RuntimeError, match="before grow"):
+        guesses.tree(3)
+    guesses.grow([0.01] * 9, 1.0)
+    tree = guesses.tree(9)
+    logits = talk.logits(DraftTree((*tree.token_ids, 1), (*tree.parents, 0)))
+    with pytest.raises(RuntimeError, match="not the step of the tree"):
+        guesses.observe(StepRecord(row, tree, Verdict((0,), (1,), "bonus"), logits))

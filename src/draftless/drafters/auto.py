@@ -9,6 +9,7 @@ does not support stays silent, and one that is always wrong is unlearned within 
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,23 +77,27 @@ class AutoDrafter:
             )
         self._planner = Planner(_price_list(prices), max_width)
         self._adaptive_ids = tuple(adaptive_ids)
-        self._is_native = is_native()
-        self._kept = self._successors() if keep_table else None
+        self._is_native: bool | None = None  # known when the target is: at the first request
+        self._keeps_table = keep_table
+        self._kept: Any = None
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
         # By whether a request is sampled.
         self._learnt = {False: list(GREEDY_WEIGHTS), True: list(COUPLED_WEIGHTS)}
         self._trust = {False: FIRST_TRUST, True: FIRST_TRUST}
 
     def reset(self, row: Row) -> None:
-        successors = self._successors() if self._kept is None else self._kept
+        if self._is_native is None:
+            self._is_native = is_native()
+        successors = self._kept
+        if successors is None:
+            successors = native_successors() if self._is_native else Successors()
+            self._kept = successors if self._keeps_table else None
         is_sampled = row.noise is not None
         make = NativeGuesses if self._is_native else PythonGuesses
-        guesses = make(row, successors, self._learnt[is_sampled], self._adaptive_ids)
+        held: Row = weakref.proxy(row)  # by what is kept under the row, or it would never go
+        guesses = make(held, successors, self._learnt[is_sampled], self._adaptive_ids)
         guesses.look()
-        self._states[row] = _State(row, guesses, Pace(self._trust[is_sampled]))
-
-    def _successors(self) -> Any:
-        return native_successors() if self._is_native else Successors()
+        self._states[row] = _State(held, guesses, Pace(self._trust[is_sampled]))
 
     def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
         states = [self._states[row] for row in rows]

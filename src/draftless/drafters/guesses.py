@@ -72,9 +72,7 @@ class PythonGuesses:
         return self._fusion.weights
 
     def look(self) -> int:
-        index = self._sources.index
-        index.extend(self._row.token_ids)
-        return len(index.state) - 1
+        return self._sources.look()
 
     def grow(self, costs: Sequence[float], worth: float) -> Sequence[float]:
         self.look()

@@ -77,7 +77,8 @@ class NativeGuesses:
         self, row: Row, successors: Any, weights: Sequence[float], adaptive_ids: Sequence[int]
     ) -> None:
         noise = None
-        if isinstance(row.noise, PositionNoise):
+        if row.noise is not None:
+            assert isinstance(row.noise, PositionNoise), "another noise is not known in C++"
             noise = signed(row.noise.keyed.base)
         params = row.params
         self._row = row

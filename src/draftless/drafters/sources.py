@@ -61,6 +61,16 @@ class Sources:
         self._is_truncated = params.is_truncated
         self._share = LEAST_COUPLED if self._noise is not None else LEAST_GREEDY
 
+    def look(self) -> int:
+        """Take in text of steps that were not observed; what was said ahead stands elsewhere then.
+
+        Returns:
+            How many tokens at the text's end stand in it before.
+        """
+        if self.index.extend(self._row.token_ids):
+            self.ahead, self.slots = [], []
+        return len(self.index.state) - 1
+
     @property
     def context(self) -> State:
         """Of the end of the text."""

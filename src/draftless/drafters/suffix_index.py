@@ -28,10 +28,11 @@ class SuffixIndex:
         self.followers: list[dict[int, int]] = [{}]
         self.state: State = (0,)
 
-    def extend(self, token_ids: Sequence[int]) -> None:
-        """Take in what was appended to the text since the last call."""
+    def extend(self, token_ids: Sequence[int]) -> int:
+        """Take in what was appended to the text since the last call; returns how many tokens."""
         followers, state, longest = self.followers, self.state, self._max_order
-        for token_id in token_ids[self._num_indexed :]:
+        new_ids = token_ids[self._num_indexed :]
+        for token_id in new_ids:
             grown = [0]
             for order, node in enumerate(state):
                 below = followers[node]
@@ -46,6 +47,7 @@ class SuffixIndex:
             state = tuple(grown)
         self._num_indexed = len(token_ids)
         self.state = state
+        return len(new_ids)
 
     def after(self, state: State, token_id: int) -> State:
         """The state of a path with one more token."""

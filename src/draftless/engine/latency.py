@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import tempfile
 import time
 import warnings
@@ -37,6 +38,9 @@ QUIET = 0.1
 # Passes of one point in a row, and how long they take: in decoding a pass comes after its like, and on a
 # CPU it takes a dozen of them until the weights lie in the cache as far as they can.
 _BLOCK, _BLOCK_S = (3, 12), 0.02
+
+# Of measuring, and of what runs: lists of an older one are measured again.
+_METHOD = 2
 
 _SLOW_S = 0.05  # of a pass over one token; from here on, the quick form measures fewer points
 
@@ -177,7 +181,7 @@ class _Passes:
                 if logits.is_cuda:
                     torch.cuda.synchronize(logits.device)
                 block.append(time.perf_counter() - begin)
-            seconds[index] = min(block[len(block) // 2 :])
+            seconds[index] = statistics.median(block[len(block) // 2 :])
         return seconds
 
 
@@ -245,6 +249,7 @@ def price_key(target: TargetModel) -> dict[str, Any]:
         "attention": target.model.config._attn_implementation,
         "is_compiled": target.is_compiled,
         "is_strict": target.is_strict,
+        "method": _METHOD,
     }
 
 

@@ -126,7 +126,7 @@ class PositionNoise:
             Ids and scores, `[m, min(count, V)]` each.
         """
         count = min(count, logits.shape[1])
-        if self._likeliest is not None and logits.dtype != torch.float64:
+        if self._likeliest is not None:
             streams = [signed(self.keyed.stream(position)) for position in positions]
             ids, scores = self._likeliest(logits, rows, streams, temperature, count)
             return ids.numpy(), scores.numpy()

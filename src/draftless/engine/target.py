@@ -145,10 +145,8 @@ class TargetModel:
                 self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
             )
             if self.device.type == "cpu":
-                native.load("likeliest")
-                native.load("noisy")
-                if native.has_fast_products():
-                    native.load("attention")
+                for name in ("likeliest", "noisy", *["attention"] * native.has_fast_products()):
+                    native.load(name)
             self._compiled.prepare()
             with torch.inference_mode():
                 probes.check_masks_and_positions(self, stock_logits)
@@ -166,7 +164,9 @@ class TargetModel:
         if self._compiled is None:
             raise CapabilityError("strict=True needs a model that can be compiled; leave it out")
         with torch.inference_mode():
-            self._has_stable_bits = probes.has_stable_bits(self)
+            # Few keys are tried; that more make no difference is known of our own attention.
+            has_own = self._compiled.has_own_attention
+            self._has_stable_bits = has_own and probes.has_stable_bits(self)
             self.is_strict = True
             if not self._has_stable_bits:
                 probes.check_strict(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,9 +17,12 @@ Compiled = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 """Takes its inputs as a list, which it empties, and gives all outputs."""
 
 # Checks of every tensor in every call: as long as a small product, and nothing here changes shape.
-_OPTIONS = {"size_asserts": False, "alignment_asserts": False}
+# CUDA graphs would hold on to what attention reads beside the graph.
+_OPTIONS = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
 # On a CPU what calls a piece's kernels is C++, too: in Python it took a fifth of a small model's pass.
 _ON_CPU = {"cpp_wrapper": True}
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class PieceCompiler:
@@ -46,7 +50,7 @@ def _compile(piece: Piece) -> Compiled:
     inputs = [n.meta["val"] for n in piece.graph.graph.nodes if n.op == "placeholder"]
     is_on_cpu = all(value.device.type == "cpu" for value in inputs)
     patches = {**_OPTIONS, **(_ON_CPU if is_on_cpu else {})}
-    with torch.no_grad(), _code_of_inductor() as codes:
+    with _ONE_AT_A_TIME, torch.no_grad(), _code_of_inductor() as codes:
         # "from_graph": a width that is symbolic in the trace stays one.
         whole = standalone_compile(
             piece.graph,
@@ -70,7 +74,7 @@ def _code_of_inductor() -> Iterator[list[tuple[Compiled, int]]]:
 
     The function that `standalone_compile` returns wraps it in nine others, which for a graph without
     gradients and mutations do nothing, and in every layer of every pass. Whether it says the same is
-    seen when the model is loaded, as with everything that is compiled.
+    seen when the model is loaded, as with everything that is compiled. Not for two threads at once.
     """
     found: list[tuple[Compiled, int]] = []
     finish = CompiledFxGraph.post_compile

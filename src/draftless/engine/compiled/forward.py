@@ -61,6 +61,11 @@ class CompiledForward:
         return self._compiler.num_compiled
 
     @property
+    def has_own_attention(self) -> bool:
+        """Whether all attention is our own, whose bits do not depend on what else is seen."""
+        return all(one.several.has_own_attention for one in self._programs.values())
+
+    @property
     def packed_bytes(self) -> int:
         """Memory of the prepacked weights, which exist once for all widths and skip sets."""
         return sum(packed.num_bytes for packed in self._packed.values())

@@ -55,9 +55,9 @@ CURRENT = _Current()
 def begin(step: Step, linears: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> None:
     """Say what the pass that follows in this thread works on."""
     CURRENT.step, CURRENT.linears = step, linears
+    cache, rows = step.cache, step.rows
     begin_pass = native.operator("begin_pass")
-    if begin_pass is not None:
-        cache, rows = step.cache, step.rows
+    if begin_pass is not None and cache.shape.device.type == "cpu":
         begin_pass(cache.data, rows.start, cache.lengths[rows], list(step.masks.values()))
 
 

@@ -39,6 +39,7 @@ class Program:
     ) -> None:
         pieces = cut(traced.graph, layers, head)
         self._linears = traced.linears
+        self.has_own_attention = traced.has_own_attention
         nodes = list(pieces.graph.nodes)
         place = {node: index for index, node in enumerate(nodes)}
         self._values: list[Any] = [None] * len(nodes)

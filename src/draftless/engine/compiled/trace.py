@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.fx import GraphModule, Node
 
+from draftless.engine import native
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
 from draftless.engine.compiled.ops import attention, is_attention
@@ -24,6 +25,7 @@ class Traced:
         graph: inputs are weights, `token_ids [1, M]` and `positions [1, M]`; the output is the logits.
         tensors: weights, buffers and constants by the name of their input.
         linears: those that the graph knows by their number.
+        has_own_attention: whether all of its attention is `native/attention.cpp`.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram) -> None:
@@ -37,6 +39,7 @@ class Traced:
         }
         self.tensors = {name: stored[place].detach() for name, place in names.items()}
         self.linears: list[Any] = []
+        self.has_own_attention = False
 
     def add_input(self, tensor: torch.Tensor) -> Node:
         """One more tensor that the graph reads."""
@@ -130,6 +133,7 @@ def trace(
 def _name_places(traced: Traced, places: Sequence[tuple[int, int]]) -> None:
     """Tell every attention its layer and the number of the layer's type, by a tensor of its own."""
     nodes = [node for node in traced.graph.graph.nodes if is_attention(node.target)]
+    traced.has_own_attention = all(node.target is native.operator("attention") for node in nodes)
     # Exporting runs the model once or more; the last run is the graph's.
     for node, place in zip(nodes, places[-len(nodes) :] if nodes else (), strict=True):
         node.args = (*node.args[:3], traced.add_input(torch.tensor(place)), *node.args[4:])

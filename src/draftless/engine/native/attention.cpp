@@ -28,6 +28,7 @@ using T = at::BFloat16;
 
 constexpr int64_t kLanes = 16;
 constexpr int kSums = 8;            // vectors of sums at once: enough to hide what one takes
+constexpr int64_t kQueries = 64;    // of a head at once, so that their scores stay in the cache
 constexpr int64_t kWork = 1 << 13;  // scores that are worth a thread
 constexpr double kLog2E = 1.4426950408889634;
 
@@ -230,15 +231,16 @@ at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at:
     write(value, row, width, behind + to_values, capacity);
   }
   const T *queries = query.const_data_ptr<T>(), *masks = mask.const_data_ptr<T>();
-  const int64_t at_least = (kWork + groups * width * context - 1) / (groups * width * context);
-  at::parallel_for(0, rows * kv_heads, at_least, [&](int64_t begin, int64_t end) {
-    Head head(groups * width, dim, context);
+  const int64_t num_queries = groups * width, parts = (num_queries + kQueries - 1) / kQueries;
+  const int64_t at_least = (kWork * parts + num_queries * context - 1) / (num_queries * context);
+  at::parallel_for(0, rows * kv_heads * parts, at_least, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const int64_t row = index / kv_heads, kv_head = index % kv_heads;
-      const T* keys = cached + index * capacity * dim;
-      const T* mask_row = masks + row * groups * width * context;
-      const auto head_of = [&](int64_t one) { return kv_head * groups + one / width; };
-      const auto token_of = [&](int64_t one) { return row * width + one % width; };
+      const int64_t row = index / parts / kv_heads, kv_head = index / parts % kv_heads, from = index % parts * kQueries;
+      const T* keys = cached + index / parts * capacity * dim;
+      const T* mask_row = masks + (row * num_queries + from) * context;
+      const auto head_of = [&](int64_t one) { return kv_head * groups + (from + one) / width; };
+      const auto token_of = [&](int64_t one) { return row * width + (from + one) % width; };
+      Head head(std::min(kQueries, num_queries - from), dim, context);
       head.begin();
       for (int64_t one = 0; one < head.num_queries; ++one) {
         head.set_query(one, queries + head_of(one) * query.stride(1) + token_of(one) * query.stride(2));

@@ -43,11 +43,17 @@ class Guesses : public torch::CustomClassHolder {
 
   std::vector<double> weights() const { return fusion_.weights; }
 
-  int64_t look(const Ids& token_ids) { return sources_.look(token_ids); }
+  // Takes in text of steps that were not observed; how many of its last tokens stand in it before.
+  int64_t look(const Ids& token_ids) {
+    if (!token_ids.empty()) sources_.forget_ahead();
+    return sources_.look(token_ids);
+  }
 
   // --- `BestFirst` ---
 
   std::vector<double> grow(const std::vector<double>& costs, double worth, int64_t max_depth, bool has_probes) {
+    TORCH_CHECK(!costs.empty());
+    const auto locked = sources_.lock();
     max_depth_ = max_depth;
     has_probes_ = has_probes;
     num_nodes_ = 0;
@@ -90,6 +96,7 @@ class Guesses : public torch::CustomClassHolder {
 
   // Tokens, parents and scores of the tree, and how many of its nodes are no probes.
   std::tuple<Ids, Ids, std::vector<double>, int64_t> tree(int64_t width, const Ids& adaptive_ids) {
+    TORCH_CHECK(num_nodes_ > 0, "tree() before grow()");
     std::vector<Ids> children(num_nodes_);
     Ids num_probes(num_nodes_, 0), place(num_nodes_, -1), stack{0};
     for (size_t index = 0; index < added_.size() && static_cast<int64_t>(index) < width - 1; ++index) {
@@ -133,6 +140,11 @@ class Guesses : public torch::CustomClassHolder {
 
   // What the target said at the nodes of the last tree [N, V], the walk, and the tokens that it committed.
   void observe(const at::Tensor& logits, const Ids& path, const Ids& committed) {
+    const auto is_draft = [&](int64_t node) { return node >= 0 && node < static_cast<int64_t>(drafts_.size()); };
+    TORCH_CHECK(logits.size(0) == static_cast<int64_t>(token_ids_.size()) && !path.empty() &&
+                    path.size() == committed.size() && std::all_of(path.begin(), path.end(), is_draft),
+                "not the step of the tree that was proposed");
+    const auto locked = sources_.lock();
     worth_.learn(sources_.slots, [&](int64_t place) {
       if (place >= static_cast<int64_t>(path.size())) return 0.0;
       const Node& node = nodes_[drafts_[path[place]]];

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -29,6 +30,14 @@ class Sources {
 
   Sources(c10::intrusive_ptr<Successors> successors, std::optional<Sampling> sampling)
       : successors_(std::move(successors)), sampling_(sampling) {}
+
+  // Other threads may use the same table: Python runs on while C++ does.
+  std::unique_lock<std::mutex> lock() { return std::unique_lock<std::mutex>(successors_->mutex); }
+
+  void forget_ahead() {
+    ahead_.clear();
+    slots.clear();
+  }
 
   // Takes in new text; how many of its last tokens stand in it before.
   int64_t look(const Ids& token_ids) {

@@ -4,6 +4,7 @@
 #include <torch/custom_class.h>
 
 #include <cstdint>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -17,6 +18,8 @@ struct Said {
 
 class Successors : public torch::CustomClassHolder {
  public:
+  std::mutex mutex;  // for whoever learns or asks
+
   explicit Successors(int64_t most_entries) : most_entries_(most_entries) {}
 
   void learn(int64_t before, int64_t token_id, const Said& said) {
