@@ -10,11 +10,13 @@ import pytest
 
 from draftless.drafters.auto import AutoDrafter
 from draftless.drafters.ngram import NullDrafter
+from draftless.drafters.pace import Pace
 from draftless.drafters.planner import Planner
 from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.errors import ArtifactError, ConfigError
 from draftless.params import SamplingParams
 from draftless.prices import PriceList
+from support.drafters import STEEP
 from support.driving import Job, Result, make_row, run
 from support.models import prompt_ids, target
 
@@ -95,6 +97,16 @@ def test_the_planner_is_told_what_steps_take(told: list[tuple[Any, ...]]) -> Non
 def test_where_width_costs_too_much_nothing_is_drafted() -> None:
     (result,) = written(AutoDrafter(prices=DEAR, adaptive_ids=ADAPTIVE), job())
     assert set(widths(result)) == {1}
+
+
+def test_a_row_alone_does_not_lose_heart_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two wrong drafts at the start say little; only in a batch no match makes up for the price."""
+    asked: list[float] = []
+    monkeypatch.setattr(Pace, "lie_down", lambda _, least: bool(asked.append(least)))
+    written(AutoDrafter(prices=STEEP), job())
+    assert not asked
+    written(AutoDrafter(prices=STEEP), job(), job(11))
+    assert asked and min(asked) > 0.0
 
 
 def test_rows_of_a_batch_pay_for_each_other() -> None:

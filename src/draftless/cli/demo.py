@@ -94,9 +94,8 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     plain = load_model(
         model, dtype=dtype, device=device, drafter=PLAIN, compile=compile, strict=strict
     )
-    models = {name: plain.with_drafter(name) for name in plain.drafters}
     prompts = read_prompts()
-    measured = measure(models, [prompt["prompt"] for prompt in prompts], params, repeats)
+    measured = measure(plain, [prompt["prompt"] for prompt in prompts], params, repeats)
     if as_json:
         result = as_object(prompts, measured, model=model_name(model))
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
@@ -117,15 +116,20 @@ def read_prompts() -> list[dict[str, str]]:
 
 
 def measure(
-    models: Mapping[str, Draftless], prompts: Sequence[str], params: SamplingParams, repeats: int
+    model: Draftless, prompts: Sequence[str], params: SamplingParams, repeats: int
 ) -> list[Runs]:
-    """Run every prompt with every drafter, taking turns so that other load hits all alike."""
-    for model in models.values():  # the first call pays for things that later ones do not
-        model.generate(prompts[0], params)
+    """Run every prompt with every drafter, taking turns so that other load hits all alike.
+
+    Each repetition has new drafters: one that remembers must not meet its own answers.
+    """
+    names = model.drafters
+    for name in names:  # the first call pays for things that later ones do not
+        model.with_drafter(name).generate(prompts[0], params)
     measured: list[Runs] = [{} for _ in prompts]
     with progress_bar() as progress:
-        task = progress.add_task("Generating", total=repeats * len(prompts) * len(models))
+        task = progress.add_task("Generating", total=repeats * len(prompts) * len(names))
         for _ in range(repeats):
+            models = {name: model.with_drafter(name) for name in names}
             for prompt, runs in zip(prompts, measured, strict=True):
                 for name, model in models.items():
                     started = time.perf_counter()

@@ -108,7 +108,10 @@ class AutoDrafter:
         prices = self._planner.prices(length, len(rows), is_sampled=is_sampled)
         rate = sum(state.pace.rate(prices.plain_s) for state in states)
         least = rate * (prices.seconds[1] - prices.plain_s) / len(rows)
-        awake = [s for s in states if not (s.pace.is_asleep or s.pace.lie_down(least))]
+        is_batch = len(rows) > 1  # a single row has its purse, and a match that wakes it
+        awake = [
+            s for s in states if not (s.pace.is_asleep or (is_batch and s.pace.lie_down(least)))
+        ]
         most_s = max((state.pace.most_s(prices.plain_s) for state in awake), default=0.0)
         limit = bisect_right(prices.seconds, most_s)
         slopes = prices.slopes[: max(limit, 1)]
