@@ -22,10 +22,10 @@ MAX_ORDER = 6
 
 KINDS = 4  # of a retrieved token, see `sources`
 NEWEST = 2  # tokens that one context may name
-BUCKETS = 9  # of log-odds, -4 to 4
+_BUCKETS = 9  # of log-odds, -4 to 4
 RANKS = 2  # the best of its source, or not
 PLACES = 4  # depths or slots that are told apart
-SHARES = BUCKETS * RANKS
+SHARES = _BUCKETS * RANKS
 
 NONE = 0  # no candidate is right: by what speaks at this node
 RETRIEVED = NONE + 12

@@ -1,4 +1,4 @@
-"""`Guesses` in C++ (`engine/native/guesses.cpp`): the same numbers in a third of the time."""
+"""`Guesses` in C++ (`engine/native/guesses.cpp`): the same numbers, and half of what `auto` itself takes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 // `draftless.drafters.guesses`, number for number, where everything is explained.
 //
 // A step of `auto` asks for some thousand small things. The weights have just swept the caches, so in Python
-// each of them waits for memory; here they lie close together and take a tenth of the time.
+// each of them waits for memory; here they lie close together (docs/adr/0009).
 
 #include <ATen/core/Tensor.h>
 #include <torch/custom_class.h>
