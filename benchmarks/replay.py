@@ -86,10 +86,10 @@ class CostCurve:
             for width in (widths[place] for place in self._order.permutation(len(widths))):
                 for repeat in range(repeats):
                     begun = time.perf_counter()
-                    logits = self._target.forward(
+                    (logits,) = self._target.forward(
                         self._cache, [[2] * width], [self._layouts[width]]
                     )
-                    logits[0, -1, :1].tolist()  # as a draw does, this waits for a GPU
+                    logits[-1, :1].tolist()  # as a draw does, this waits for a GPU
                     if repeat >= repeats // 2:
                         self._seconds[width].append(time.perf_counter() - begun)
 

@@ -88,6 +88,7 @@ class DraftTree:
     is_probe: tuple[bool, ...] = ()
     scores: tuple[float, ...] = ()
     sources: tuple[str, ...] = ()
+    _layout: TreeLayout | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         num_nodes = len(self.token_ids)
@@ -109,7 +110,11 @@ class DraftTree:
     @property
     def layout(self) -> TreeLayout:
         """Depths, children and mask, cached per shape."""
-        return tree_layout(self.parents)
+        layout = self._layout
+        if layout is None:
+            layout = tree_layout(self.parents)
+            object.__setattr__(self, "_layout", layout)
+        return layout
 
     @property
     def num_draft_tokens(self) -> int:

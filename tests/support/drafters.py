@@ -78,7 +78,7 @@ def registered(name: str, **options: Any) -> Drafter:
 
 def has_native_guesses() -> bool:
     """Whether `auto` can guess in C++, as beside a compiled target; that is compiled here."""
-    return native.load("likeliest") and native.load("noisy") and is_native()
+    return native.load("draws") and is_native()
 
 
 @cache

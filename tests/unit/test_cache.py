@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from draftless.engine import native
 from draftless.engine.cache import CacheShape, KVCache
 from draftless.errors import ConfigError
 
@@ -51,6 +52,17 @@ def test_a_forward_sees_what_was_committed_and_itself() -> None:
     assert feed(cache, [[7, 8]]).tolist() == [[1, 2, 7, 8]]
 
 
+@pytest.fixture(params=["native", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to move slots, whatever was loaded before."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "_LOADED", {})
+    elif not (native.has_fast_products() and native.load("attention")):
+        pytest.skip("this CPU has no products of bfloat16")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     "path", [[0], [0, 1, 2], [0, 2, 4], [0, 3], [0, 1, 4], [0, 1, 2, 3, 4], [0, 4]]
 )

@@ -54,7 +54,7 @@ def logits_of(
         cache = filled(model, lengths)
         layout = tree_layout(bushy(width))
         rows = len(lengths)
-        return model.forward(cache, [ids] * rows, [layout] * rows, skip_set=skip_set)
+        return torch.stack(model.forward(cache, [ids] * rows, [layout] * rows, skip_set=skip_set))
 
 
 @pytest.mark.parametrize("family", FAMILIES_COMPILED)
@@ -328,7 +328,7 @@ def test_strict_bits_do_not_depend_on_the_tree(strict_model: TargetModel) -> Non
     cache = filled(strict_model, (23,))
     plain = []
     for token_id in tokens[:9]:
-        plain.append(strict_model.forward(cache, [[token_id]], [tree_layout((-1,))])[0, 0])
+        plain.append(strict_model.forward(cache, [[token_id]], [tree_layout((-1,))])[0][0])
         cache.commit(0, [0])
     for siblings in (0, 1, 4):
         path, ids, parents = [0], [tokens[0]], [-1]
@@ -340,7 +340,7 @@ def test_strict_bits_do_not_depend_on_the_tree(strict_model: TargetModel) -> Non
         cache = filled(strict_model, (23, 50))
         layouts = [tree_layout(tuple(parents)), tree_layout((-1,))]
         logits = strict_model.forward(cache, [ids, [1]], layouts)
-        assert torch.equal(logits[0, path], torch.stack(plain)), siblings
+        assert torch.equal(logits[0][path], torch.stack(plain)), siblings
 
 
 @pytest.mark.skipif(

@@ -2,116 +2,206 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
 from draftless.engine import native
-from draftless.engine.attention import attend, pack_mask
+from draftless.engine.attention import attend
+from draftless.engine.cache import CacheShape, KVCache
+from draftless.engine.compiled.ops import begin
+from draftless.engine.masks import MaskBuilder
+from draftless.engine.tree_pass import TreePass
+from draftless.layout import chain_parents, tree_layout
 
 pytestmark = pytest.mark.skipif(
     not (native.has_fast_products() and native.load("attention")),
     reason="this CPU has no products of bfloat16",
 )
 
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+CPU = torch.device("cpu")
+Parents = tuple[int, ...]
+
+
+@dataclass
+class Case:
+    """One layer's attention in a pass over a tree per row.
+
+    Attributes:
+        query: `[R, Hq, W, D]`, the tokens behind one another in memory as in a compiled pass.
+        keys, values: `[R, Hkv, C, D]`, those of the tree behind `lengths[row]` cached ones.
+        lengths, trees: per row its cached tokens and its tree.
+        window: of sliding attention.
+    """
+
+    query: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    lengths: list[int]
+    trees: list[Parents]
+    window: int | None = None
+
+
+def any_tree(num_nodes: int, seed: int) -> Parents:
+    rng = random.Random(seed)
+    return (-1, *(rng.randrange(max(0, node - 4), node) for node in range(1, num_nodes)))
 
 
 def case(
-    rows: int, heads: int, kv_heads: int, width: int, context: int, dim: int, hidden: float = 0.4
-) -> Tensors:
-    """Queries behind one another in memory as in a compiled pass, a cache with stale slots, a tree's mask."""
-    draw = torch.Generator().manual_seed(context + width)
+    rows: int, heads: int, kv_heads: int, width: int, length: int, dim: int, *, ragged: bool = False
+) -> Case:
+    draw = torch.Generator().manual_seed(length + width)
     query = 2 * torch.randn(rows, width, heads, dim, generator=draw).transpose(1, 2)
-    cache = torch.randn(2, rows, kv_heads, context + 7, dim, generator=draw)
-    keys, values = cache.bfloat16()[..., :context, :].unbind(0)
-    is_hidden = torch.rand(rows, 1, width, context, generator=draw) < hidden
-    for node in range(width):
-        is_hidden[:, :, node, context - width + node] = False
-    mask = torch.zeros(is_hidden.shape).masked_fill(is_hidden, -torch.inf).bfloat16()
-    return query.bfloat16(), keys, values, pack_mask(mask, heads // kv_heads)
+    cache = torch.randn(2, rows, kv_heads, length + width, dim, generator=draw).bfloat16()
+    shorter = 3 if ragged else 0
+    lengths = [max(0, length - shorter * row) for row in range(rows)]
+    trees = [any_tree(max(1, width - shorter * row), row) for row in range(rows)]
+    return Case(query.bfloat16(), cache[0], cache[1], lengths, trees)
 
 
-def run(given: Tensors, scaling: float) -> torch.Tensor:  # [R, W, Hq, D]
-    """As the second of three layers, and as the last rows of a larger cache, which holds the keys and
-    values but those of the pass itself; it has to write them."""
-    query, keys, values, mask = given
-    rows, heads, width, dim = query.shape
-    context = keys.shape[2]
-    cached = torch.stack([keys, values])
-    cache = torch.full((3, 2, rows + 2, keys.shape[1], context + 9, dim), 7.0).bfloat16()
-    cache[1, :, 2:, :, : context - width] = cached[..., : context - width, :]
-    wanted = cache.clone()
-    wanted[1, :, 2:, :, :context] = cached
-    flat = [states.transpose(1, 2).reshape(1, rows * width, -1, dim).transpose(1, 2) for states in
-            (query, *cached[..., -width:, :])]  # fmt: skip
-    begin_pass, attention = native.operator("begin_pass"), native.operator("attention")
-    assert begin_pass is not None
+def tree_pass(given: Case, first_row: int, num_layers: int) -> TreePass:
+    """As the last rows of a larger cache, which holds what came before in its second layer."""
+    rows, kv_heads, _, dim = given.keys.shape
+    shape = CacheShape(num_layers, kv_heads, dim, torch.bfloat16, CPU)
+    cache = KVCache(shape, rows + first_row, max(given.lengths) + given.query.shape[2] + 9)
+    cache.data.fill_(7.0)
+    cache.lengths[first_row:] = given.lengths
+    for row, length in enumerate(given.lengths):
+        for kind, states in enumerate((given.keys, given.values)):
+            cache.data[1, kind, first_row + row, :, :length] = states[row, :, :length]
+    groups = given.query.shape[1] // kv_heads
+    masks = MaskBuilder({"other": 3, "own": given.window}, groups, torch.bfloat16, CPU)
+    token_ids = [[100 * row + node for node in range(len(tree))] for row, tree in enumerate(given.trees)]  # fmt: skip
+    layouts = [tree_layout(tree) for tree in given.trees]
+    return TreePass(cache, slice(first_row, first_row + rows), token_ids, layouts, masks)
+
+
+def flat(states: Sequence[torch.Tensor]) -> torch.Tensor:  # [1, H, R*W, D]
+    """Rows `[H, W, D]` behind one another, tokens apart by all heads, as in a compiled pass."""
+    together = torch.cat([one.transpose(0, 1) for one in states])
+    return together[None].transpose(1, 2)
+
+
+def run(given: Case, scaling: float = 0.125, first_row: int = 2) -> torch.Tensor:  # [R, W, Hq, D]
+    """In the second of three layers. The operator has to write the keys and values of the pass."""
+    rows, heads, width, dim = given.query.shape
+    one = tree_pass(given, first_row, 3)
+    wanted = one.cache.data.clone()
+    new: list[list[torch.Tensor]] = [[], []]
+    for row, length in enumerate(given.lengths):
+        for kind, states in enumerate((given.keys, given.values)):
+            new[kind].append(states[row, :, length : length + width])
+            wanted[1, kind, first_row + row, :, length : length + width] = new[kind][-1]
+    token_ids, positions = begin(one, (), has_own_attention=True)
+    for found, expected in zip((token_ids, positions), one.tensors, strict=True):
+        assert found.view(rows, -1).equal(expected)
+    attention = native.operator("attention")
     assert attention is not None
-    other = torch.zeros(1, 1, 1, 1).bfloat16()
-    begin_pass(cache, 2, [context - width] * rows, [other, mask])
-    out: torch.Tensor = attention(*flat, torch.tensor([1, 1]), scaling)
-    assert cache.equal(wanted), "the new keys and values, and nothing else"
+    place = torch.tensor([1, 1])
+    out: torch.Tensor = attention(
+        flat(list(given.query)), flat(new[0]), flat(new[1]), place, scaling
+    )
+    assert one.cache.data.equal(wanted), "the new keys and values, and nothing else"
     assert out.is_contiguous()
     return out.view(rows, width, heads, dim)
 
 
+def without_padding(given: Case, out: torch.Tensor) -> torch.Tensor:  # [sum of N, Hq, D]
+    return torch.cat([out[row, : len(tree)] for row, tree in enumerate(given.trees)])
+
+
+def by_torch(given: Case, scaling: float, dtype: torch.dtype) -> torch.Tensor:  # [R, W, Hq, D]
+    mask = tree_pass(given, 0, 2).masks["own"]
+    context = max(given.lengths) + given.query.shape[2]
+    states = (given.query, given.keys[:, :, :context], given.values[:, :, :context], mask)
+    query, keys, values, mask = (one.to(dtype) for one in states)
+    return attend(query, keys, values, mask, scaling, None).transpose(1, 2)
+
+
+def alone(given: Case, row: int, node: int) -> Case:
+    """A node of a row as plain decoding meets it: behind its own path, and by itself."""
+    path = [node]
+    while given.trees[row][path[0]] >= 0:
+        path.insert(0, given.trees[row][path[0]])
+    length = given.lengths[row]
+    seen = torch.tensor([*range(length), *(length + one for one in path)])
+    keys, values = (states[row : row + 1, :, seen] for states in (given.keys, given.values))
+    query = given.query[row : row + 1, :, node : node + 1]
+    return Case(query, keys, values, [length + len(path) - 1], [(-1,)], given.window)
+
+
 SHAPES = [
-    (1, 6, 2, 1, 300, 64), (1, 6, 2, 7, 300, 64), (1, 8, 8, 5, 77, 128), (2, 8, 2, 9, 256, 32),
-    (3, 4, 1, 33, 257, 96), (1, 4, 2, 40, 700, 256), (1, 2, 1, 1, 1, 64),
+    (1, 6, 2, 1, 299, 64), (1, 6, 2, 7, 293, 64), (1, 8, 8, 5, 72, 128), (2, 8, 2, 9, 247, 32),
+    (3, 4, 1, 33, 224, 96), (1, 4, 2, 40, 660, 256), (1, 2, 1, 1, 0, 64), (1, 2, 1, 90, 40, 64),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("scaling", [0.125, 1.0])
+@pytest.mark.parametrize("window", [None, 1, 20, 250])
+@pytest.mark.parametrize("ragged", [False, True], ids=["even", "ragged"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_as_close_to_the_truth_as_torchs_own(shape: tuple[int, ...], scaling: float) -> None:
-    given = case(*shape)
-    query, keys, values, mask = (tensor.double() for tensor in given)
-    truth = attend(query, keys, values, mask, scaling, None).transpose(1, 2)
-    stock = attend(*given, scaling, None).transpose(1, 2)
-    ours = run(given, scaling)
+def test_it_is_as_close_to_the_truth_as_torchs_own(
+    shape: tuple[int, ...], ragged: bool, window: int | None, scaling: float
+) -> None:
+    given = replace(case(*shape, ragged=ragged), window=window)
+    truth, stock, ours = (
+        without_padding(given, found).double()
+        for found in (
+            by_torch(given, scaling, torch.float64),
+            by_torch(given, scaling, torch.bfloat16),
+            run(given, scaling),
+        )
+    )
     assert ours.shape == truth.shape
-    error, of_stock = ((found.double() - truth).abs().mean() for found in (ours, stock))
+    error, of_stock = ((found - truth).abs().mean() for found in (ours, stock))
     assert error <= 1.05 * of_stock + 1e-6
 
 
-def test_what_is_hidden_does_not_count_at_all() -> None:
-    """Whatever stands in a hidden slot, even where a whole part of the context is hidden."""
-    given = case(1, 4, 2, 3, 600, 64)
-    query, keys, values, mask = given
-    mask[..., :300] = -torch.inf
-    before = run(given, 0.125)
-    keys, values = keys.clone(), values.clone()
-    keys[:, :, :300], values[:, :, :300] = 100.0, -1e30
-    assert run((query, keys, values, mask), 0.125).equal(before)
-    changed = values.clone()
-    changed[:, :, 597] += 50.0
-    assert not run((query, keys, changed, mask), 0.125).equal(before)
+@pytest.mark.parametrize("window", [None, 40])
+def test_what_is_hidden_does_not_count_at_all(window: int | None) -> None:
+    """Whatever stands in a hidden slot: of another branch, out of the window, or behind the tree."""
+    given = replace(case(1, 4, 2, 5, 600, 64), trees=[(-1, 0, 1, 0, 3)], window=window)
+    before = run(given)
+    keys, values = given.keys.clone(), given.values.clone()
+    hidden = [601, 602, *range(0 if window is None else 600 + 2 - window + 1)]
+    keys[:, :, hidden], values[:, :, hidden] = 100.0, -1e30
+    assert run(replace(given, keys=keys, values=values))[:, 4].equal(before[:, 4])
+    values = given.values.clone()
+    values[:, :, 603] += 50.0
+    assert not run(replace(given, values=values))[:, 4].equal(before[:, 4])
 
 
-def test_the_other_queries_do_not_matter() -> None:
-    """A node has the same bits alone and in a tree: no sum depends on how many queries there are."""
-    query, keys, values, mask = case(1, 2, 2, 21, 300, 64)
-    whole = run((query, keys, values, mask), 0.125)
-    for node in (0, 8, 20):
-        of_node = slice(node, node + 1)
-        alone = query[:, :, of_node], keys, values, mask[:, :, of_node].contiguous()
-        assert run(alone, 0.125).equal(whole[:, of_node])
+@pytest.mark.parametrize("window", [None, 30])
+def test_a_node_has_the_bits_of_plain_decoding(window: int | None) -> None:
+    """Whatever stands beside it, in its row and in others, and wherever its ancestors lie."""
+    given = replace(case(3, 4, 2, 21, 300, 64, ragged=True), window=window)
+    whole = run(given)
+    for row, tree in enumerate(given.trees):
+        for node in (0, 5, 8, len(tree) - 1):
+            assert run(alone(given, row, node), first_row=0)[0, 0].equal(whole[row, node])
 
 
-def test_it_does_not_matter_where_the_ancestors_lie() -> None:
-    """Keys of other branches between those of the own path change no bit."""
-    query, keys, values, mask = case(1, 4, 2, 9, 310, 64)
-    whole = run((query, keys, values, mask), 0.125)
-    for node in (0, 5, 8):
-        of_node, seen = slice(node, node + 1), mask[0, 0, node].isfinite()
-        own = [tensor[:, :, seen].contiguous() for tensor in (keys, values)]
-        alone = torch.zeros(1, 1, 2, int(seen.sum())).bfloat16()
-        found = run((query[:, :, of_node], *own, alone), 0.125)
-        assert found.equal(whole[:, of_node])
+def test_a_prompt_in_parts_has_the_bits_of_tokens_one_by_one() -> None:
+    given = replace(case(1, 4, 2, 128, 70, 64), trees=[chain_parents(128)])
+    whole = run(given)
+    for node in (0, 63, 64, 127):
+        assert run(alone(given, 0, node))[0, 0].equal(whole[0, node])
 
 
 def test_large_scores_stay_finite() -> None:
-    query, keys, values, mask = case(1, 4, 2, 3, 50, 64)
-    given = (40 * query, 40 * keys, values, mask)
-    truth = attend(*(tensor.double() for tensor in given), 1.0, None).transpose(1, 2)
+    given = case(1, 4, 2, 3, 50, 64)
+    given = replace(given, query=40 * given.query, keys=40 * given.keys)
+    truth = by_torch(given, 1.0, torch.float64)
     torch.testing.assert_close(run(given, 1.0).double(), truth, atol=0.02, rtol=0.02)
+
+
+def test_a_tree_that_is_none_is_refused() -> None:
+    given = case(1, 4, 2, 3, 50, 64)
+    one = tree_pass(given, 0, 2)
+    begin_pass = native.operator("begin_pass")
+    assert begin_pass is not None
+    with pytest.raises(RuntimeError, match="node 1 has parent 2"):
+        begin_pass(one.cache.data, 0, [50], [[1, 2, 3]], [(-1, 2, 0)], 3, [0])

@@ -24,7 +24,7 @@ from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 
 pytestmark = pytest.mark.skipif(
-    not (native.load("likeliest") and native.load("noisy") and is_native()),
+    not (native.load("draws") and is_native()),
     reason="no compiler here",
 )
 

@@ -21,7 +21,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways, whatever was loaded before."""
     if request.param == "numpy":
         monkeypatch.setattr(native, "_LOADED", {})
-    elif not native.load("noisy"):
+    elif not native.load("draws"):
         pytest.skip("no C++ compiler")
     return str(request.param)
 
@@ -88,7 +88,7 @@ def test_the_likeliest_are_those_of_a_sort(dtype: torch.dtype, spread: float, si
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
 def test_a_draw_is_the_largest_of_all(spread: float) -> None:
-    if not native.load("noisy"):
+    if not native.load("draws"):
         pytest.skip("no C++ compiler")
     logits = (torch.randn(300, 5001, generator=torch.manual_seed(3)) * spread).bfloat16()
     noise = PositionNoise(KEYED, 5001, CPU)
@@ -100,7 +100,7 @@ def test_a_draw_is_the_largest_of_all(spread: float) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 2**63), st.integers(0, 10**6), st.floats(0.05, 20.0))
 def test_a_draw_agrees_for_any_key(seed: int, position: int, temperature: float) -> None:
-    if not native.load("noisy"):
+    if not native.load("draws"):
         pytest.skip("no C++ compiler")
     keyed = KeyedNoise(seed)
     logits = torch.randn(1, 700, generator=torch.manual_seed(position)) * 3
@@ -110,7 +110,7 @@ def test_a_draw_agrees_for_any_key(seed: int, position: int, temperature: float)
 
 
 def test_a_draw_takes_the_lowest_of_equals() -> None:
-    if not native.load("noisy"):
+    if not native.load("draws"):
         pytest.skip("no C++ compiler")
     logits = torch.zeros(1, 700)
     logits[0, [690, 9, 70]] = torch.inf
@@ -130,14 +130,14 @@ def test_excluded_tokens_are_never_drawn() -> None:
 def test_without_the_operator_or_with_doubles_the_caller_draws(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if native.load("noisy"):
+    if native.load("draws"):
         assert PositionNoise(KEYED, 9, CPU).draw(torch.zeros(1, 9).double(), 0, 1, 1.0) is None
     monkeypatch.setattr(native, "_LOADED", {})
     assert PositionNoise(KEYED, 9, CPU).draw(torch.zeros(1, 9), 0, 1, 1.0) is None
 
 
 def test_a_row_that_is_not_there_is_an_error() -> None:
-    if not native.load("noisy"):
+    if not native.load("draws"):
         pytest.skip("no C++ compiler")
     with pytest.raises(IndexError, match="no row 2"):
         PositionNoise(KEYED, 9, CPU).draw(torch.zeros(2, 9), 2, 1, 1.0)

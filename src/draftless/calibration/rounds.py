@@ -176,15 +176,15 @@ class ScoredWindows:
         fed = [window.token_ids[:-1] for window in chunk]
         layouts = [tree_layout(chain_parents(len(ids))) for ids in fed]
         with cache.scratch():
-            logits = self._target.forward(cache, fed, layouts, skip_set=skip_set).float()
-        best, ids = logits.topk(count)
-        shares = (best - logits.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
-        drafted = ids.cpu().numpy()
+            logits = self._target.forward(cache, fed, layouts, skip_set=skip_set)
         found = []
-        for row, window in enumerate(chunk):
-            is_own = drafted[row, : window.num_ahead] == np.array(window.token_ids[1:])[:, None]
+        for window, of_window in zip(chunk, logits, strict=True):
+            scores = of_window.float()
+            best, ids = scores.topk(count)
+            shares = (best - scores.logsumexp(-1, keepdim=True)).exp().cpu().numpy()
+            is_own = ids.cpu().numpy() == np.array(window.token_ids[1:])[:, None]
             rank = np.where(is_own.any(1), is_own.argmax(1), count)
-            found.append((rank, shares[row, : window.num_ahead]))
+            found.append((rank, shares))
         return found
 
 

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import torch
-
 from draftless.drafters import best_first, fusion, near_top, probe_worth, sources, successors
 from draftless.drafters.best_first import FUSED, PROBE
 from draftless.engine import native
 from draftless.engine.position_noise import PositionNoise
-from draftless.noise import signed
 from draftless.types import DraftTree, Row, StepRecord
 
 _CONSTANTS = {
@@ -49,8 +46,7 @@ _CONSTANTS = {
 
 def is_native() -> bool:
     """Whether the guesses of a request can be in C++: where a target is compiled for a CPU."""
-    has_operators = native.operator("likeliest") and native.operator("likeliest_under_noise")
-    return bool(has_operators) and native.load("guesses", _constants())
+    return native.operator("largest") is not None and native.load("guesses", _constants())
 
 
 @cache
@@ -67,7 +63,13 @@ def _constants() -> str:
 
 def native_successors(most_entries: int = successors.MOST_ENTRIES) -> Any:
     """The counterpart of `Successors`."""
-    return torch.classes.draftless_cpu.Successors(most_entries)
+    return _class("Successors")(most_entries)
+
+
+def _class(name: str) -> Any:
+    found = native.operator(name)
+    assert found is not None, "is_native() was not asked"
+    return found
 
 
 class NativeGuesses:
@@ -79,11 +81,11 @@ class NativeGuesses:
         noise = None
         if row.noise is not None:
             assert isinstance(row.noise, PositionNoise), "another noise is not known in C++"
-            noise = signed(row.noise.keyed.base)
+            noise = row.noise.keyed.base
         params = row.params
         self._row = row
         self._adaptive_ids = list(adaptive_ids)
-        core = torch.classes.draftless_cpu.Guesses(
+        core = _class("Guesses")(
             successors, list(weights), noise, params.temperature, params.is_truncated
         )
         # Bound once: every access makes another method.
@@ -121,6 +123,9 @@ class NativeGuesses:
         )
 
     def observe(self, record: StepRecord) -> None:
-        assert record.logits is not None
-        self._observe(record.logits.cpu(), record.verdict.path, record.verdict.token_ids)
+        logits = record.logits
+        assert logits is not None
+        if not logits.is_cpu:
+            logits = logits.cpu()
+        self._observe(logits, record.verdict.path, record.verdict.token_ids)
         self._num_seen = len(self._row.token_ids)

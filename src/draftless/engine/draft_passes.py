@@ -40,10 +40,10 @@ class CachedPasses:
         fed = [token_ids.get(row, ()) for row in range(first, last + 1)]
         layouts = [tree_layout(chain_parents(len(t))) if t else EMPTY_LAYOUT for t in fed]
         logits = self._target.forward(self._cache, fed, layouts, first_row=first, skip_set=skip_set)
-        if logits.is_cuda:
-            torch.cuda.synchronize(logits.device)  # or the wait would be booked on the drafter
+        if logits[0].is_cuda:
+            torch.cuda.synchronize(logits[0].device)  # or the wait would be booked on the drafter
         for row, ids in token_ids.items():
             self._cache.commit(row, range(len(ids)))
             self.counts[row] += 1
         self.seconds += time.perf_counter() - started
-        return {row: logits[row - first, : len(ids)] for row, ids in token_ids.items()}
+        return {row: logits[row - first] for row in token_ids}

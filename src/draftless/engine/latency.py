@@ -177,7 +177,7 @@ class _Passes:
             block: list[float] = []
             while len(block) < _BLOCK[0] or (len(block) < _BLOCK[1] and sum(block) < _BLOCK_S):
                 begin = time.perf_counter()
-                logits = self._target.forward(self._cache, fed, layouts)
+                logits, *_ = self._target.forward(self._cache, fed, layouts)
                 if logits.is_cuda:
                     torch.cuda.synchronize(logits.device)
                 block.append(time.perf_counter() - begin)

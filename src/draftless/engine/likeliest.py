@@ -18,8 +18,8 @@ _LARGE_VOCAB, _BLOCK = 32768, 128  # above and by which `_topk` looks at blocks 
 def likeliest(logits: torch.Tensor, count: int) -> tuple[Ids, Scores]:
     """The largest of each row of `logits [m, V]`, the largest first.
 
-    In one pass by our own operator where the target is compiled, else by `topk`; of equal logits the
-    operator takes the lowest ids, `topk` any.
+    In one pass by our own function where the target is compiled, else by `topk`; of equal logits ours
+    takes the lowest ids, `topk` any.
 
     Returns:
         Ids and logits, `[m, min(count, V)]` each.
@@ -27,8 +27,8 @@ def likeliest(logits: torch.Tensor, count: int) -> tuple[Ids, Scores]:
     count = min(count, logits.shape[1])
     operator = native.operator("likeliest")
     if operator is not None and logits.device.type == "cpu":
-        ids, values = operator(logits, count)
-        return ids.numpy(), values.numpy()
+        found: tuple[Ids, Scores] = operator(logits, count)
+        return found
     return topk_of_rows(logits, count)
 
 

@@ -22,7 +22,7 @@ from draftless.engine.verify import walk
 from draftless.errors import InputError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import Drafter, DraftTree, Row, Statistics, StepRecord
+from draftless.types import Drafter, Row, Statistics, StepRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -134,15 +134,6 @@ def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request])
     return cache
 
 
-def _views(logits: torch.Tensor, trees: Sequence[DraftTree]) -> list[torch.Tensor]:
-    """Of each row of `logits [R, W, V]` what belongs to its tree; slicing costs, so only where needed."""
-    width = logits.shape[1]
-    return [
-        logits[index] if tree.num_nodes == width else logits[index, : tree.num_nodes]
-        for index, tree in enumerate(trees)
-    ]
-
-
 def _step(
     target: TargetModel, drafter: Drafter, cache: KVCache, active: Sequence[Request]
 ) -> list[StepRecord]:
@@ -161,12 +152,11 @@ def _step(
     clock.append(time.perf_counter())
 
     logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
-    views = _views(logits, trees)
     samplers = [request.sampler for request in active]
-    for sampler, view, layout in zip(samplers, views, layouts, strict=True):
-        sampler.bind(view, layout.depths)
-    if not fetch(samplers) and logits.is_cuda:
-        torch.cuda.synchronize(logits.device)  # or the wait would be booked on verification
+    for sampler, of_row, layout in zip(samplers, logits, layouts, strict=True):
+        sampler.bind(of_row, layout.depths)
+    if not fetch(samplers) and logits[0].is_cuda:
+        torch.cuda.synchronize(logits[0].device)  # or the wait would be booked on verification
     clock.append(time.perf_counter())
 
     verdicts = [
@@ -184,7 +174,7 @@ def _step(
 
     known_s = {"propose": clock[1] - clock[0] - passes.seconds, "forward": clock[2] - clock[1]}
     drafter.observe(
-        [StepRecord(*one, known_s) for one in zip(rows, trees, verdicts, views, strict=True)]
+        [StepRecord(*one, known_s) for one in zip(rows, trees, verdicts, logits, strict=True)]
     )
     clock.append(time.perf_counter())
 

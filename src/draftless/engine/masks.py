@@ -33,6 +33,9 @@ class MaskBuilder:
         groups: query heads that share a KV head, where attention packs them; else 1.
         dtype: of the masks.
         device: where they are wanted.
+
+    Attributes:
+        windows: per type of layer.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class MaskBuilder:
         device: torch.device,
     ) -> None:
         self._windows = windows
+        self.windows = tuple(windows.values())
         self._groups = groups
         self._dtype = dtype
         self._device = device

@@ -10,7 +10,7 @@ import torch
 
 from draftless.engine import native
 from draftless.engine.likeliest import Ids, Scores, topk_of_rows
-from draftless.noise import KeyedNoise, gumbel, signed, token_keys
+from draftless.noise import KeyedNoise, gumbel, token_keys
 
 
 @lru_cache(maxsize=8)
@@ -80,12 +80,11 @@ class PositionNoise:
     ) -> int | None:
         """The largest of `logits[row] / temperature + noise`, the lowest id on ties.
 
-        By our own operator, which computes the noise of few tokens; None where it is not loaded.
+        By our own function, which computes the noise of few tokens; None where it is not loaded.
         """
         if self._draw is None or logits.dtype == torch.float64:
             return None
-        stream = signed(self.keyed.stream(position))
-        token_id: int = self._draw(logits, row, stream, temperature)
+        token_id: int = self._draw(logits, row, self.keyed.base, position, temperature)
         return token_id
 
     def few(self, position: int, token_ids: Sequence[int]) -> list[float]:
@@ -102,9 +101,8 @@ class PositionNoise:
     ) -> tuple[list[int], list[float]]:
         """A handful of ids and their `logits / temperature + noise`: the `count` best, the best first."""
         if self._ranked is not None:
-            stream = signed(self.keyed.stream(position))
             best: tuple[list[int], list[float]] = self._ranked(
-                token_ids, logits, stream, temperature, count
+                token_ids, logits, self.keyed.base, position, temperature, count
             )
             return best
         noise = self.few(position, token_ids)
@@ -127,9 +125,10 @@ class PositionNoise:
         """
         count = min(count, logits.shape[1])
         if self._likeliest is not None:
-            streams = [signed(self.keyed.stream(position)) for position in positions]
-            ids, scores = self._likeliest(logits, rows, streams, temperature, count)
-            return ids.numpy(), scores.numpy()
+            found: tuple[Ids, Scores] = self._likeliest(
+                logits, rows, self.keyed.base, positions, temperature, count
+            )
+            return found
         return topk_of_rows(logits[list(rows)].float() / temperature + self(positions), count)
 
     def forget_before(self, position: int) -> None:

@@ -88,7 +88,7 @@ def check_strict(target: TargetModel) -> None:
     cache = target.make_cache(1, WIDTH)
     plain = []
     for token_id in tokens:
-        plain.append(target.forward(cache, [[token_id]], [tree_layout((-1,))])[0, 0])
+        plain.append(target.forward(cache, [[token_id]], [tree_layout((-1,))])[0][0])
         cache.commit(0, [0])
     for times in _STRICT_WIDTHS:
         # Siblings before every node of the path: none stands where it does in plain decoding.

@@ -25,11 +25,11 @@ from draftless.engine.capabilities import (
     parse_dtype,
 )
 from draftless.engine.compiled.forward import CompiledForward
-from draftless.engine.compiled.ops import Step
-from draftless.engine.compiled.strict import WIDTH, OneByOne
+from draftless.engine.compiled.strict import WIDTH
 from draftless.engine.int8 import round_to_int8
 from draftless.engine.masks import MaskBuilder, layer_windows
 from draftless.engine.skip_view import SkipViews
+from draftless.engine.tree_pass import TreePass
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
@@ -145,7 +145,7 @@ class TargetModel:
                 self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
             )
             if self.device.type == "cpu":
-                for name in ("likeliest", "noisy", *["attention"] * native.has_fast_products()):
+                for name in ("draws", *["attention"] * native.has_fast_products()):
                     native.load(name)
             self._compiled.prepare()
             with torch.inference_mode():
@@ -267,13 +267,11 @@ class TargetModel:
         self, cache: KVCache, row: slice, token_ids: list[int]
     ) -> torch.Tensor:  # [1, W, hidden]
         """What the language-model head would read of one row's next tokens."""
-        one = self._prepare(cache, row, [token_ids], [tree_layout(chain_parents(len(token_ids)))])
-        hidden = None
-        if self._compiled is not None:
-            step = Step(cache, row, one.masks)
-            hidden = self._compiled.hidden(one.token_ids, one.positions, step)
+        chain = tree_layout(chain_parents(len(token_ids)))
+        tree_pass = TreePass(cache, row, [token_ids], [chain], self._masks)
+        hidden = self._compiled.hidden(tree_pass) if self._compiled is not None else None
         if hidden is None:
-            hidden = self.model.base_model(**self._keywords(one, cache)).last_hidden_state
+            hidden = self.model.base_model(**self._keywords(tree_pass)).last_hidden_state
         return hidden
 
     def forward(
@@ -284,7 +282,7 @@ class TargetModel:
         *,
         first_row: int = 0,
         skip_set: SkipSet | None = None,
-    ) -> torch.Tensor:
+    ) -> list[torch.Tensor]:
         """One pass over one tree per row.
 
         Args:
@@ -295,8 +293,8 @@ class TargetModel:
             skip_set: sub-layers to leave out; None is the target itself.
 
         Returns:
-            `[R, W, V]` logits in the model's dtype; rows beyond a tree's size are padding, and
-            the ids that are input only have -inf.
+            Per row `[N, V]` logits of its tree's nodes in the model's dtype; the ids that are input
+            only have -inf.
 
         Raises:
             CapabilityError: the model's sub-layers cannot be skipped.
@@ -308,7 +306,13 @@ class TargetModel:
             logits = self._forward(cache, token_ids, layouts, first_row, skip_set)
         if self.input_only_ids:
             logits.index_fill_(-1, self._input_only, -torch.inf)
-        return logits
+        if len(token_ids) == 1:
+            return [logits]
+        of_rows = logits.view(len(token_ids), -1, logits.shape[1]).unbind()
+        return [
+            row if len(row) == len(ids) else row[: len(ids)]
+            for row, ids in zip(of_rows, token_ids, strict=True)
+        ]
 
     def _is_stable(self, token_ids: Sequence[Sequence[int]]) -> bool:
         """Whether a strict model may run a pass like any other."""
@@ -323,14 +327,13 @@ class TargetModel:
         layouts: Sequence[TreeLayout],
         first_row: int,
         skip_set: SkipSet | None,
-    ) -> torch.Tensor:  # [R, W, V]
+    ) -> torch.Tensor:  # [R*W, V]
         rows = slice(first_row, first_row + len(token_ids))
-        one = self._prepare(cache, rows, token_ids, layouts)
-        if self._compiled is not None and self._compiled.handles(skip_set, one.token_ids.numel()):
-            step = Step(cache, rows, one.masks)
-            return self._compiled(skip_set, one.token_ids, one.positions, step)
-        logits: torch.Tensor = self._view_of(skip_set)(**self._keywords(one, cache)).logits
-        return logits
+        tree_pass = TreePass(cache, rows, token_ids, layouts, self._masks)
+        if self._compiled is not None and self._compiled.handles(skip_set, tree_pass.num_tokens):
+            return self._compiled(skip_set, tree_pass)
+        logits: torch.Tensor = self._view_of(skip_set)(**self._keywords(tree_pass)).logits
+        return logits.flatten(0, 1)
 
     def _forward_strict(
         self,
@@ -338,18 +341,16 @@ class TargetModel:
         token_ids: Sequence[Sequence[int]],
         layouts: Sequence[TreeLayout],
         first_row: int,
-    ) -> torch.Tensor:  # [R, W, V]
+    ) -> torch.Tensor:  # [R*W, V]
         """Row by row, padded: neither other rows nor the width may show in the bits."""
         assert self._compiled is not None
-        width = -(-max(map(len, token_ids)) // WIDTH) * WIDTH
+        most = max(map(len, token_ids))
+        width = -(-most // WIDTH) * WIDTH
         found = []
         for row, (ids, layout) in enumerate(zip(token_ids, layouts, strict=True), first_row):
-            padded = [*ids, *[0] * (width - len(ids))]
             rows = slice(row, row + 1)
-            one = self._prepare(cache, rows, [padded], [layout])
-            how = OneByOne(cache.lengths[row], layout, self._windows)
-            step = Step(cache, rows, one.masks, how)
-            found.append(self._compiled(None, one.token_ids, one.positions, step))
+            tree_pass = TreePass(cache, rows, [ids], [layout], self._masks, width, is_strict=True)
+            found.append(self._compiled(None, tree_pass)[:most])
         return torch.cat(found)
 
     def _view_of(self, skip_set: SkipSet | None) -> Any:
@@ -359,41 +360,14 @@ class TargetModel:
     def _skip_views(self) -> SkipViews:
         return SkipViews(self.model)
 
-    def _prepare(
-        self,
-        cache: KVCache,
-        rows: slice,
-        token_ids: Sequence[Sequence[int]],
-        layouts: Sequence[TreeLayout],
-    ) -> _Pass:
-        """Tokens, positions and masks of a pass; the cache is made ready for it."""
-        width = max(len(ids) for ids in token_ids)
-        lengths = cache.lengths[rows]
-        cache.reserve(max(lengths) + width)
-        context = cache.append(rows, width)
-        padded = [[*ids, *[0] * (width - len(ids))] for ids in token_ids]
-        positions = [
-            [*(length + depth for depth in layout.depths), *[0] * (width - layout.num_nodes)]
-            for length, layout in zip(lengths, layouts, strict=True)
-        ]
-        both = torch.tensor([padded, positions], device=self.device)  # one copy to the device
-        return _Pass(both[0], both[1], self._masks.masks(lengths, layouts, width, context))
-
-    def _keywords(self, one: _Pass, cache: KVCache) -> dict[str, Any]:
+    def _keywords(self, tree_pass: TreePass) -> dict[str, Any]:
         """How a `transformers` model is told."""
+        token_ids, positions = tree_pass.tensors
+        masks = tree_pass.masks
         return {
-            "input_ids": one.token_ids,
-            "position_ids": one.positions,
-            "attention_mask": one.masks if len(one.masks) > 1 else next(iter(one.masks.values())),
-            self._cache_keyword: cache.adapter,
+            "input_ids": token_ids,
+            "position_ids": positions,
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            self._cache_keyword: tree_pass.cache.adapter,
             "use_cache": True,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """What one pass is made of: `token_ids [R, W]`, `positions [R, W]`, a mask per type of layer."""
-
-    token_ids: torch.Tensor
-    positions: torch.Tensor
-    masks: dict[str, torch.Tensor]

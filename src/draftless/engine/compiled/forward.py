@@ -11,10 +11,10 @@ import torch
 from draftless.engine.compiled.compiler import PieceCompiler
 from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
-from draftless.engine.compiled.ops import Step
 from draftless.engine.compiled.pieces import merge_linears, tidy
 from draftless.engine.compiled.program import Program
 from draftless.engine.compiled.trace import LONGEST, trace
+from draftless.engine.tree_pass import TreePass
 from draftless.skip_set import SkipSet
 
 
@@ -84,30 +84,17 @@ class CompiledForward:
         """Whether a pass of so many tokens in all runs compiled."""
         return skip_set in self._programs and num_tokens <= LONGEST
 
-    def __call__(
-        self,
-        skip_set: SkipSet | None,
-        token_ids: torch.Tensor,  # [R, W] int64
-        positions: torch.Tensor,  # [R, W] int64
-        step: Step,
-    ) -> torch.Tensor:  # [R, W, V]
+    def __call__(self, skip_set: SkipSet | None, tree_pass: TreePass) -> torch.Tensor:  # [R*W, V]
         """One pass. To all but attention the rows are one row of `R * W` tokens."""
-        num_rows, width = token_ids.shape
-        programs = self._programs[skip_set]
-        program = programs.single if num_rows * width == 1 else programs.several
-        logits = program(token_ids.view(1, -1), positions.view(1, -1), step)
-        return logits.view(num_rows, width, -1)
+        return self._program(skip_set, tree_pass)(tree_pass)
 
-    def hidden(
-        self,
-        token_ids: torch.Tensor,  # [1, W] int64
-        positions: torch.Tensor,  # [1, W] int64
-        step: Step,
-    ) -> torch.Tensor | None:  # [1, W, hidden]
-        """What the language-model head would read; None, and nothing is run, if the head is not known."""
-        programs = self._programs[None]
-        program = programs.single if token_ids.numel() == 1 else programs.several
-        return program.hidden(token_ids, positions, step)
+    def hidden(self, tree_pass: TreePass) -> torch.Tensor | None:  # [1, W, hidden]
+        """What the head of the whole model would read of one row; None if the head is not known."""
+        return self._program(None, tree_pass).hidden(tree_pass)
+
+    def _program(self, skip_set: SkipSet | None, tree_pass: TreePass) -> Program:
+        programs = self._programs[skip_set]
+        return programs.single if tree_pass.num_tokens == 1 else programs.several
 
     def _build(self, skip_set: SkipSet | None, *, is_single: bool) -> Program:
         model = self._view_of(skip_set)

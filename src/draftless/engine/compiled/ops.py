@@ -9,56 +9,55 @@ Where `native/` has the operators they are called directly, and these stand in f
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 
 from draftless.engine import native
 from draftless.engine.attention import attend
-from draftless.engine.cache import KVCache
-from draftless.engine.compiled.strict import OneByOne, attend_one_by_one
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one forward pass attends to.
-
-    Attributes:
-        cache: made ready by `append`.
-        rows: of the cache, those of the pass.
-        masks: per type of layer the additive mask `[R, 1, G*W, C]`.
-        one_by_one: strict attention of the only row where attention is torch's, which then reads
-            no masks.
-    """
-
-    cache: KVCache
-    rows: slice
-    masks: Mapping[str, torch.Tensor]
-    one_by_one: OneByOne | None = None
+from draftless.engine.compiled.strict import attend_one_by_one
+from draftless.engine.tree_pass import TreePass
 
 
 class _Current(threading.local):
     """What the running pass works on; per thread, so that requests may run side by side.
 
     Attributes:
+        tree_pass: the pass.
         linears: layers by number.
     """
 
+    tree_pass: TreePass
     linears: Sequence[Callable[[torch.Tensor], torch.Tensor]] = ()
-    step: Step
 
 
 CURRENT = _Current()
 
 
-def begin(step: Step, linears: Sequence[Callable[[torch.Tensor], torch.Tensor]]) -> None:
-    """Say what the pass that follows in this thread works on."""
-    CURRENT.step, CURRENT.linears = step, linears
-    cache, rows = step.cache, step.rows
-    begin_pass = native.operator("begin_pass")
-    if begin_pass is not None and cache.shape.device.type == "cpu":
-        begin_pass(cache.data, rows.start, cache.lengths[rows], list(step.masks.values()))
+def begin(
+    tree_pass: TreePass,
+    linears: Sequence[Callable[[torch.Tensor], torch.Tensor]],
+    *,
+    has_own_attention: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # [1, R*W] int64 each
+    """Say what the pass that follows in this thread works on; its tokens and positions, all rows behind
+    one another."""
+    CURRENT.tree_pass, CURRENT.linears = tree_pass, linears
+    if has_own_attention:
+        begin_pass = native.operator("begin_pass")
+        assert begin_pass is not None
+        both: tuple[torch.Tensor, torch.Tensor] = begin_pass(
+            tree_pass.cache.data,
+            tree_pass.rows.start,
+            tree_pass.lengths,
+            tree_pass.token_ids,
+            [layout.parents for layout in tree_pass.layouts],
+            tree_pass.width,
+            [window or 0 for window in tree_pass.windows],
+        )
+        return both
+    token_ids, positions = tree_pass.tensors
+    return token_ids.view(1, -1), positions.view(1, -1)
 
 
 _LIBRARY = torch.library.Library("draftless", "DEF")  # type: ignore[no-untyped-call]
@@ -111,16 +110,17 @@ def _attention(
     softcap: float | None,
 ) -> torch.Tensor:  # [1, R*W, Hq, D]
     layer, kind = place.tolist()
-    step = CURRENT.step
-    num_rows = step.rows.stop - step.rows.start
+    tree_pass = CURRENT.tree_pass
+    num_rows = len(tree_pass.lengths)
     if num_rows > 1:
         query, key, value = (_by_row(states, num_rows) for states in (query, key, value))
-    keys, values = step.cache.write(layer, key, value)
-    name = list(step.masks)[kind]
-    if step.one_by_one is not None:
-        out = attend_one_by_one(query, keys, values, step.one_by_one, name, scaling, softcap)
+    keys, values = tree_pass.cache.write(layer, key, value)
+    if tree_pass.is_strict:
+        (layout,), window = tree_pass.layouts, tree_pass.windows[kind]
+        out = attend_one_by_one(query, keys, values, layout, window, scaling, softcap)
     else:
-        out = attend(query, keys, values, step.masks[name], scaling, softcap)
+        mask = list(tree_pass.masks.values())[kind]
+        out = attend(query, keys, values, mask, scaling, softcap)
     out = out.transpose(1, 2).contiguous()
     return out.view(1, -1, out.shape[2], out.shape[3])
 

@@ -104,10 +104,10 @@ def cut(module: GraphModule, layers: str, head: str | None) -> GraphModule:
     for node in module.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        stack = node.meta.get("nn_module_stack")
-        if stack:
-            # Nodes without a stack (of our own making) stay where they are.
-            match = next(filter(None, (pattern.search(path) for path, _ in stack.values())), None)
+        stack = node.meta.get("nn_module_stack") or {}
+        paths = [path for path, _ in stack.values() if path]
+        if paths:  # what is of our own making, in no module of the model, stays where it is
+            match = next(filter(None, map(pattern.search, paths)), None)
             layer = match and match.group()
             if layer != current:
                 part, current = part + 1, layer

@@ -11,9 +11,10 @@ import torch
 from torch.fx import Node
 
 from draftless.engine.compiled.compiler import Compiled, PieceCompiler
-from draftless.engine.compiled.ops import Step, begin
+from draftless.engine.compiled.ops import begin
 from draftless.engine.compiled.pieces import HEAD, cut, make_piece
 from draftless.engine.compiled.trace import Traced
+from draftless.engine.tree_pass import TreePass
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,38 +61,22 @@ class Program:
         (out,) = nodes[-1].args
         self._out = place[out[0] if isinstance(out, tuple | list) else out]
 
-    def __call__(
-        self,
-        token_ids: torch.Tensor,  # [1, M] int64
-        positions: torch.Tensor,  # [1, M] int64
-        step: Step,
-    ) -> torch.Tensor:  # [1, M, V]
-        """One forward pass. The logits are fresh memory."""
-        return self._run(self._calls, self._out, token_ids, positions, step)
+    def __call__(self, tree_pass: TreePass) -> torch.Tensor:  # [M, V]
+        """One forward pass over its `M` tokens of all rows. The logits are fresh memory."""
+        return self._run(self._calls, self._out, tree_pass)
 
-    def hidden(
-        self,
-        token_ids: torch.Tensor,  # [1, M] int64
-        positions: torch.Tensor,  # [1, M] int64
-        step: Step,
-    ) -> torch.Tensor | None:  # [1, M, hidden]
+    def hidden(self, tree_pass: TreePass) -> torch.Tensor | None:  # [1, M, hidden]
         """The same without the head: what it would read. None, and nothing is run, if there is none."""
         if self._body is None:
             return None
         num_calls, out = self._body
-        return self._run(self._calls[:num_calls], out, token_ids, positions, step)
+        return self._run(self._calls[:num_calls], out, tree_pass)
 
-    def _run(
-        self,
-        calls: Sequence[_Call],
-        out: int,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        step: Step,
-    ) -> torch.Tensor:
+    def _run(self, calls: Sequence[_Call], out: int, tree_pass: TreePass) -> torch.Tensor:
         values = list(self._values)
-        values[self._token_ids], values[self._positions] = token_ids, positions
-        begin(step, self._linears)
+        values[self._token_ids], values[self._positions] = begin(
+            tree_pass, self._linears, has_own_attention=self.has_own_attention
+        )
         for call in calls:
             found = call.run([values[index] for index in call.inputs])
             for index, place in call.outputs:

@@ -9,7 +9,6 @@ passes of one of few widths (`WIDTH`); whether their bits hold still is tested w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -21,38 +20,24 @@ WIDTH = 16
 """Passes are padded to a multiple of this many tokens."""
 
 
-@dataclass(frozen=True, slots=True)
-class OneByOne:
-    """How the nodes of one row attend.
-
-    Attributes:
-        length: cached tokens.
-        layout: of the row's tree; what stands behind its nodes is padding.
-        windows: sliding window per type of layer, or None.
-    """
-
-    length: int
-    layout: TreeLayout
-    windows: dict[str, int | None]
-
-
 def attend_one_by_one(
     query: torch.Tensor,  # [1, Hq, W, D]
     keys: torch.Tensor,  # [1, Hkv, C, D], the tree's own at the end
     values: torch.Tensor,  # [1, Hkv, C, D]
-    how: OneByOne,
-    kind: str,
+    layout: TreeLayout,
+    window: int | None,
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:  # [1, Hq, W, D]
-    """Attention of every node to the cached tokens and its own path; padding gives zeros."""
+    """Attention of every node of a row to what is cached and its own path; padding, which stands
+    behind the nodes, gives zeros."""
     out = torch.zeros_like(query)
-    window = how.windows[kind]
-    for node, path in enumerate(_paths(how.layout.parents)):
-        position = how.length + len(path)  # tokens that the node sees, itself included
+    length = keys.shape[2] - query.shape[2]
+    for node, path in enumerate(_paths(layout.parents)):
+        position = length + len(path)  # tokens that the node sees, itself included
         first = 0 if window is None else max(0, position - window)
         seen_keys, seen_values = (
-            _in_order(states, how.length, path)[:, :, first:position] for states in (keys, values)
+            _in_order(states, length, path)[:, :, first:position] for states in (keys, values)
         )
         one = query[:, :, node : node + 1]
         found = attend(one, seen_keys, seen_values, None, scaling, softcap)

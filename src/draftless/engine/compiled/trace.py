@@ -13,6 +13,7 @@ from draftless.engine import native
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
 from draftless.engine.compiled.ops import attention, is_attention
+from draftless.errors import CapabilityError
 
 LONGEST = 4096
 """Most tokens of a compiled pass, all rows together."""
@@ -22,7 +23,8 @@ class Traced:
     """A graph and what it reads.
 
     Attributes:
-        graph: inputs are weights, `token_ids [1, M]` and `positions [1, M]`; the output is the logits.
+        graph: inputs are weights, `token_ids [1, M]` and `positions [1, M]`; the output is the logits
+            `[M, V]`.
         tensors: weights, buffers and constants by the name of their input.
         linears: those that the graph knows by their number.
         has_own_attention: whether all of its attention is `native/attention.cpp`.
@@ -78,7 +80,7 @@ class _TokensOnly(nn.Module):
             use_cache=True,
             **{cache_keyword(self.model): PassThroughCache(self._num_layers)},
         ).logits
-        return logits
+        return logits[0]
 
 
 def trace(
@@ -133,7 +135,10 @@ def trace(
 def _name_places(traced: Traced, places: Sequence[tuple[int, int]]) -> None:
     """Tell every attention its layer and the number of the layer's type, by a tensor of its own."""
     nodes = [node for node in traced.graph.graph.nodes if is_attention(node.target)]
-    traced.has_own_attention = all(node.target is native.operator("attention") for node in nodes)
+    is_own = {node.target is native.operator("attention") for node in nodes}
+    if len(is_own) > 1:
+        raise CapabilityError("some layers attend in a way that our operator has, and some do not")
+    traced.has_own_attention = True in is_own
     # Exporting runs the model once or more; the last run is the graph's.
     for node, place in zip(nodes, places[-len(nodes) :] if nodes else (), strict=True):
         node.args = (*node.args[:3], traced.add_input(torch.tensor(place)), *node.args[4:])

@@ -1,8 +1,9 @@
-"""What is C++: compiled at run time by the compiler that Inductor uses (`torch.ops.draftless_cpu`).
+"""What is C++: compiled at run time by the compiler that Inductor uses.
 
 What it saves is not arithmetic but calls: on small models setting up a library's general operator, a
 handful of NumPy calls or a page of Python on a cache that the weights have just swept takes longer than
-the work.
+the work. So what Python calls is bound by pybind11 (a call of a torch operator or class costs 20 us there,
+most of it waiting for the machinery), and operators (`torch.ops.draftless_cpu`) are only what compiled code calls.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,14 @@ from torch._inductor.codecache import CppCodeCache
 
 Operator = Callable[..., Any]
 
-_OPERATORS = {
-    "attention": ("attention", "begin_pass"),
-    "linear": ("linear",),
-    "likeliest": ("likeliest", "largest"),
-    "noisy": ("likeliest_under_noise", "draw_under_noise", "ranked_under_noise"),
-    "guesses": (),
-}
+_OPERATORS = {"attention": ("attention",), "linear": ("linear",)}
+_MODULES = ("attention", "draws", "guesses")  # files that bind something for Python
 _LOADED: dict[str, Operator] = {}
 
 
 @cache
 def load(name: str, constants: str = "") -> bool:
-    """Compile `name.cpp` of this folder (or take it from Inductor's disk cache) and register what it defines.
+    """Compile `name.cpp` of this folder (or take it from Inductor's disk cache) and keep what it defines.
 
     Args:
         name: of the file.
@@ -41,13 +38,25 @@ def load(name: str, constants: str = "") -> bool:
         Whether it is there; if not, a warning has said why.
     """
     try:
-        CppCodeCache.load(_source(f"{name}.cpp", constants))
+        library = CppCodeCache.load(_source(f"{name}.cpp", constants))
+        bound = _bound(name, library._name) if name in _MODULES else {}
     except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
         warnings.warn(f"{name}.cpp does not compile here, torch takes over: {error}", stacklevel=2)
         return False
-    for operator in _OPERATORS[name]:
+    for operator in _OPERATORS.get(name, ()):
         _LOADED[operator] = getattr(torch.ops.draftless_cpu, operator).default
+    _LOADED.update(bound)
     return True
+
+
+def _bound(name: str, path: str) -> dict[str, Operator]:
+    """What a compiled file binds for Python, by name."""
+    spec = spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
 
 def _source(file: str, constants: str) -> str:
@@ -62,7 +71,8 @@ def _source(file: str, constants: str) -> str:
 
 
 def operator(name: str) -> Operator | None:
-    """An operator of a file that was loaded before; None if none was. Compiles nothing."""
+    """What a file defines that was loaded before, an operator, a function or a class; None if none was.
+    Compiles nothing."""
     return _LOADED.get(name)
 
 

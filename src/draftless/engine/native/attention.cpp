@@ -14,12 +14,18 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <immintrin.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -126,17 +132,7 @@ struct Head {
     }
   }
 
-  // Adds a query's row of the mask, which is mostly zeros.
-  void add_mask(int64_t query, const T* mask, int64_t count) {
-    for (int64_t first = 0; first < count; first += 32) {
-      const __mmask32 there = count - first >= 32 ? ~0u : (1u << (count - first)) - 1;
-      const __m512i bits = _mm512_maskz_loadu_epi16(there, mask + first);
-      for (uint32_t set = _mm512_test_epi16_mask(bits, bits); set != 0; set &= set - 1) {
-        const int64_t key = first + __builtin_ctz(set);
-        scores[key * lanes + query] += static_cast<float>(mask[key]) * static_cast<float>(kLog2E);
-      }
-    }
-  }
+  void hide(int64_t query, int64_t key) { scores[key * lanes + query] = -std::numeric_limits<float>::infinity(); }
 
   // Scores to weights.
   void weigh(int64_t count) {
@@ -177,19 +173,72 @@ struct Head {
   }
 };
 
+using Ids = std::vector<int64_t>;
+
 // What the passes of a thread attend to, until the next `begin_pass`.
 struct Pass {
-  at::Tensor data;              // the cache, [Y, 2, B, Hkv, C, D]
-  int64_t first_row;            // of the pass, in the cache
-  std::vector<int64_t> starts;  // per row, cached tokens: the pass writes behind them
-  std::vector<at::Tensor> masks;  // per type of layer, [R, 1, G * W, context]
+  // A row: a tree behind `start` cached tokens, padded.
+  struct Row {
+    int64_t start;
+    Ids depths;
+    std::vector<uint8_t> sees;  // [W, W]: whether a node sees another
+  };
+
+  at::Tensor data;    // the cache, [Y, 2, B, Hkv, C, D]
+  int64_t first_row;  // of the pass, in the cache
+  int64_t width;
+  std::vector<Row> rows;
+  Ids windows;  // per type of layer; 0: none
+
+  int64_t context(int64_t row) const { return rows[row].start + width; }
 };
 
 thread_local Pass pass;
 
-void begin_pass(const at::Tensor& data, int64_t first_row, at::IntArrayRef starts, at::TensorList masks) {
-  TORCH_CHECK(data.dim() == 6 && data.is_contiguous());
-  pass = {data, first_row, starts.vec(), masks.vec()};
+Pass::Row row_of(int64_t start, const Ids& parents, int64_t width) {
+  Pass::Row row{start, Ids(width, 0), std::vector<uint8_t>(width * width, 0)};
+  for (int64_t node = 0; node < width; ++node) {
+    uint8_t* sees = row.sees.data() + node * width;
+    if (node < static_cast<int64_t>(parents.size()) && parents[node] >= 0) {  // else a root, or padding
+      TORCH_CHECK(parents[node] < node, "node ", node, " has parent ", parents[node]);
+      row.depths[node] = row.depths[parents[node]] + 1;
+      std::memcpy(sees, row.sees.data() + parents[node] * width, node);
+    }
+    sees[node] = 1;
+  }
+  return row;
+}
+
+// Tells the passes that follow in this thread what they attend to. Token ids and positions of all rows behind one
+// another, [1, R * W] each; padding is token 0 at position 0.
+std::pair<at::Tensor, at::Tensor> begin_pass(const at::Tensor& data, int64_t first_row, const Ids& starts,
+                                             const std::vector<Ids>& token_ids, const std::vector<Ids>& parents,
+                                             int64_t width, Ids windows) {
+  TORCH_CHECK(data.dim() == 6 && data.is_contiguous() && starts.size() == token_ids.size() &&
+              starts.size() == parents.size());
+  pass = {data, first_row, width, {}, std::move(windows)};
+  const int64_t num_rows = static_cast<int64_t>(starts.size());
+  at::Tensor ids = at::zeros({1, num_rows * width}, at::kLong), positions = at::zeros_like(ids);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t num_nodes = static_cast<int64_t>(parents[row].size());
+    TORCH_CHECK(num_nodes <= width && token_ids[row].size() == parents[row].size());
+    pass.rows.push_back(row_of(starts[row], parents[row], width));
+    std::copy(token_ids[row].begin(), token_ids[row].end(), ids.data_ptr<int64_t>() + row * width);
+    for (int64_t node = 0; node < num_nodes; ++node) {
+      positions.data_ptr<int64_t>()[row * width + node] = starts[row] + pass.rows[row].depths[node];
+    }
+  }
+  return {ids, positions};
+}
+
+// Hides from a query, one of node `node`, what is no ancestor of it or too far away.
+void hide(Head& head, int64_t query, const Pass::Row& row, int64_t node, int64_t width, int64_t window) {
+  const uint8_t* sees = row.sees.data() + node * width;
+  const int64_t first = window == 0 ? 0 : row.start + row.depths[node] - window + 1;  // position that is seen
+  for (int64_t key = 0; key < std::min(first, row.start); ++key) head.hide(query, key);
+  for (int64_t other = 0; other < width; ++other) {
+    if (!sees[other] || row.start + row.depths[other] < first) head.hide(query, row.start + other);
+  }
 }
 
 // Copies the new states [H, W, D] of one row behind what is cached.
@@ -199,6 +248,29 @@ void write(const at::Tensor& states, int64_t row, int64_t width, T* to, int64_t 
     for (int64_t node = 0; node < width; ++node) {
       const T* from = states.const_data_ptr<T>() + head * states.stride(1) + (row * width + node) * states.stride(2);
       std::memcpy(to + (head * capacity + node) * dim, from, dim * sizeof(T));
+    }
+  }
+}
+
+// Brings the slots of an accepted path of one row, nodes `path` behind `start`, into its order.
+void move_slots(const at::Tensor& data, int64_t row, int64_t start, const Ids& path) {
+  TORCH_CHECK(data.dim() == 6 && data.is_contiguous() && row >= 0 && row < data.size(2));
+  const int64_t capacity = data.size(4), slot_bytes = data.size(5) * data.element_size();
+  const int64_t row_bytes = data.size(3) * capacity * slot_bytes;
+  int64_t before = -1;
+  for (const int64_t node : path) {  // so none is overwritten before it is read
+    TORCH_CHECK(node > before && start + node < capacity, "no path: node ", node, " behind node ", before);
+    before = node;
+  }
+  char* const all = static_cast<char*>(data.data_ptr());
+  for (int64_t index = 0; index < data.size(0) * data.size(1); ++index) {
+    for (int64_t head = 0; head < data.size(3); ++head) {
+      char* first = all + (index * data.size(2) + row) * row_bytes + (head * capacity + start) * slot_bytes;
+      for (size_t place = 0; place < path.size(); ++place) {
+        if (path[place] != static_cast<int64_t>(place)) {
+          std::memcpy(first + place * slot_bytes, first + path[place] * slot_bytes, slot_bytes);
+        }
+      }
     }
   }
 }
@@ -213,40 +285,43 @@ at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at:
                      double scaling) {
   const at::Tensor query = with_whole_vectors(query_), key = with_whole_vectors(key_),
                    value = with_whole_vectors(value_);
-  const int64_t rows = pass.starts.size(), heads = query.size(1), width = query.size(2) / rows, dim = query.size(3);
+  const int64_t rows = pass.rows.size(), heads = query.size(1), width = pass.width, dim = query.size(3);
   const int64_t kv_heads = key.size(1), groups = heads / kv_heads, capacity = pass.data.size(4);
   const int64_t layer = place.const_data_ptr<int64_t>()[0];
-  const at::Tensor& mask = pass.masks.at(place.const_data_ptr<int64_t>()[1]);
-  const int64_t context = mask.size(3);
-  TORCH_CHECK(dim % 32 == 0 && pass.data.size(5) == dim && pass.data.size(3) == kv_heads && context <= capacity &&
-              layer < pass.data.size(0) && pass.first_row + rows <= pass.data.size(2) && mask.is_contiguous() &&
-              mask.size(0) == rows && mask.size(2) == groups * width);
+  const int64_t window = pass.windows.at(place.const_data_ptr<int64_t>()[1]);
+  int64_t longest = 0;
+  for (int64_t row = 0; row < rows; ++row) longest = std::max(longest, pass.context(row));
+  TORCH_CHECK(dim % 32 == 0 && pass.data.size(5) == dim && pass.data.size(3) == kv_heads && longest <= capacity &&
+              layer < pass.data.size(0) && pass.first_row + rows <= pass.data.size(2) &&
+              query.size(2) == rows * width);
   at::Tensor out = at::empty({1, rows * width, heads, dim}, query.options());
   T* to = out.data_ptr<T>();
-  T* cached = pass.data.data_ptr<T>() + (layer * 2 * pass.data.size(2) + pass.first_row) * kv_heads * capacity * dim;
   const int64_t row_size = kv_heads * capacity * dim, to_values = pass.data.size(2) * row_size;
+  T* cached = pass.data.data_ptr<T>() + (layer * 2 * pass.data.size(2) + pass.first_row) * row_size;
   for (int64_t row = 0; row < rows; ++row) {
-    T* behind = cached + row * row_size + pass.starts[row] * dim;
+    T* behind = cached + row * row_size + pass.rows[row].start * dim;
     write(key, row, width, behind, capacity);
     write(value, row, width, behind + to_values, capacity);
   }
-  const T *queries = query.const_data_ptr<T>(), *masks = mask.const_data_ptr<T>();
+  const T* queries = query.const_data_ptr<T>();
   const int64_t num_queries = groups * width, parts = (num_queries + kQueries - 1) / kQueries;
-  const int64_t at_least = (kWork * parts + num_queries * context - 1) / (num_queries * context);
+  const int64_t at_least = (kWork * parts + num_queries * longest - 1) / (num_queries * longest);
+  const Pass& now = pass;  // of this thread, for the others
   at::parallel_for(0, rows * kv_heads * parts, at_least, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / parts / kv_heads, kv_head = index / parts % kv_heads, from = index % parts * kQueries;
+      const int64_t context = now.context(row);
       const T* keys = cached + index / parts * capacity * dim;
-      const T* mask_row = masks + (row * num_queries + from) * context;
       const auto head_of = [&](int64_t one) { return kv_head * groups + (from + one) / width; };
-      const auto token_of = [&](int64_t one) { return row * width + (from + one) % width; };
+      const auto node_of = [&](int64_t one) { return (from + one) % width; };
+      const auto token_of = [&](int64_t one) { return row * width + node_of(one); };
       Head head(std::min(kQueries, num_queries - from), dim, context);
       head.begin();
       for (int64_t one = 0; one < head.num_queries; ++one) {
         head.set_query(one, queries + head_of(one) * query.stride(1) + token_of(one) * query.stride(2));
       }
       head.score(keys, context, static_cast<float>(scaling * kLog2E));
-      for (int64_t one = 0; one < head.num_queries; ++one) head.add_mask(one, mask_row + one * context, context);
+      for (int64_t one = 0; one < head.num_queries; ++one) hide(head, one, now.rows[row], node_of(one), width, window);
       head.weigh(context);
       for (int64_t first = 0; first < head.num_queries; first += kSums) {
         const int64_t count = std::min<int64_t>(kSums, head.num_queries - first);
@@ -272,13 +347,16 @@ at::Tensor attention_shape(const at::Tensor& query, const at::Tensor&, const at:
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
-  library.def("begin_pass(Tensor data, int first_row, int[] starts, Tensor[] masks) -> ()");
   library.def("attention(Tensor query, Tensor key, Tensor value, Tensor place, float scaling) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) {
-  library.impl("begin_pass", &begin_pass);
   library.impl("attention", &attention);
 }
 
 TORCH_LIBRARY_IMPL(draftless_cpu, Meta, library) { library.impl("attention", &attention_shape); }
+
+PYBIND11_MODULE(attention, module) {
+  module.def("begin_pass", &begin_pass);
+  module.def("move_slots", &move_slots);
+}

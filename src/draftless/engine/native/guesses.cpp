@@ -5,10 +5,11 @@
 // each of them waits for memory; here they lie close together (docs/adr/0009).
 
 #include <ATen/core/Tensor.h>
-#include <torch/custom_class.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -16,7 +17,8 @@
 
 #include "constants.h"
 #include "fusion.h"
-#include "keyed_noise.h"
+#include "likeliest.h"
+#include "noisy.h"
 #include "successors.h"
 #include "suffix_index.h"
 // After the ones it needs.
@@ -34,10 +36,12 @@ struct Node {
   std::vector<std::pair<double, int64_t>> options;
 };
 
-class Guesses : public torch::CustomClassHolder {
+class Guesses {
  public:
-  Guesses(c10::intrusive_ptr<Successors> successors, std::vector<double> weights, std::optional<Sampling> sampling)
-      : sources_(std::move(successors), sampling) {
+  // `noise` is that of seed and sample; none of a greedy request.
+  Guesses(std::shared_ptr<Successors> successors, std::vector<double> weights, std::optional<uint64_t> noise,
+          double temperature, bool is_truncated)
+      : sources_(std::move(successors), sampling_of(noise, temperature, is_truncated)) {
     fusion_.weights = std::move(weights);
   }
 
@@ -53,7 +57,6 @@ class Guesses : public torch::CustomClassHolder {
 
   std::vector<double> grow(const std::vector<double>& costs, double worth, int64_t max_depth, bool has_probes) {
     TORCH_CHECK(!costs.empty());
-    const auto locked = sources_.lock();
     max_depth_ = max_depth;
     has_probes_ = has_probes;
     num_nodes_ = 0;
@@ -144,7 +147,6 @@ class Guesses : public torch::CustomClassHolder {
     TORCH_CHECK(logits.size(0) == static_cast<int64_t>(token_ids_.size()) && !path.empty() &&
                     path.size() == committed.size() && std::all_of(path.begin(), path.end(), is_draft),
                 "not the step of the tree that was proposed");
-    const auto locked = sources_.lock();
     worth_.learn(sources_.slots, [&](int64_t place) {
       if (place >= static_cast<int64_t>(path.size())) return 0.0;
       const Node& node = nodes_[drafts_[path[place]]];
@@ -164,6 +166,11 @@ class Guesses : public torch::CustomClassHolder {
   }
 
  private:
+  static std::optional<Sampling> sampling_of(std::optional<uint64_t> noise, double temperature, bool is_truncated) {
+    if (!noise) return std::nullopt;
+    return Sampling{*noise, temperature, is_truncated};
+  }
+
   struct Offer {
     double gain;
     int64_t order, node, rank;  // the rank of a candidate, or -1 of a probe, or kClosed
@@ -285,19 +292,12 @@ class Guesses : public torch::CustomClassHolder {
   std::vector<Ids> probes_;  // of each draft
 };
 
-c10::intrusive_ptr<Guesses> make_guesses(c10::intrusive_ptr<Successors> successors, std::vector<double> weights,
-                                         std::optional<int64_t> noise, double temperature, bool is_truncated) {
-  std::optional<Sampling> sampling;
-  if (noise) sampling = Sampling{static_cast<uint64_t>(*noise), temperature, is_truncated};
-  return c10::make_intrusive<Guesses>(std::move(successors), std::move(weights), sampling);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
-  library.class_<Successors>("Successors").def(torch::init<int64_t>());
-  library.class_<Guesses>("Guesses")
-      .def(torch::init(&make_guesses))
+PYBIND11_MODULE(guesses, module) {
+  pybind11::class_<Successors, std::shared_ptr<Successors>>(module, "Successors").def(pybind11::init<int64_t>());
+  pybind11::class_<Guesses>(module, "Guesses")
+      .def(pybind11::init<std::shared_ptr<Successors>, std::vector<double>, std::optional<uint64_t>, double, bool>())
       .def("weights", &Guesses::weights)
       .def("look", &Guesses::look)
       .def("grow", &Guesses::grow)

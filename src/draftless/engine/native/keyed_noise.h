@@ -14,6 +14,9 @@ inline uint64_t mix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
+// What seed, sample (both in `noise`) and position bring to the bits.
+inline uint64_t stream_of(uint64_t noise, int64_t position) { return mix(noise + static_cast<uint64_t>(position)); }
+
 // (bits + 0.5) / 2^52 of the upper 52 bits: strictly inside (0, 1), and exact.
 inline double uniform(uint64_t bits) {
   const uint64_t raw = (bits >> 12) | kBitsOfOne;

@@ -1,14 +1,13 @@
 // What one request knows about its next tokens: `draftless.drafters.sources`.
 
+#include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <mutex>
+#include <memory>
 #include <optional>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,11 +27,8 @@ class Sources {
   int64_t last = -1, before_last = -1;  // tokens of the text
   Ids slots;                            // of the probes that speak for depths 1, 2, ...
 
-  Sources(c10::intrusive_ptr<Successors> successors, std::optional<Sampling> sampling)
+  Sources(std::shared_ptr<Successors> successors, std::optional<Sampling> sampling)
       : successors_(std::move(successors)), sampling_(sampling) {}
-
-  // Other threads may use the same table: Python runs on while C++ does.
-  std::unique_lock<std::mutex> lock() { return std::unique_lock<std::mutex>(successors_->mutex); }
 
   void forget_ahead() {
     ahead_.clear();
@@ -78,7 +74,7 @@ class Sources {
   }
 
  private:
-  uint64_t stream(int64_t depth) const { return mix(sampling_->noise + static_cast<uint64_t>(num_tokens_ + depth - 1)); }
+  uint64_t stream(int64_t depth) const { return stream_of(sampling_->noise, num_tokens_ + depth - 1); }
 
   double least_share() const { return sampling_ ? kLeastCoupled : kLeastGreedy; }
 
@@ -127,57 +123,61 @@ class Sources {
     add_shares(ids, scores, count, least_share(), first_cell, found);
   }
 
-  static std::vector<Said> all_said(const at::Tensor& logits) {
-    using Likeliest = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, int64_t);
-    static const auto likeliest = c10::Dispatcher::singleton()
-                                      .findSchemaOrThrow("draftless_cpu::likeliest", "")
-                                      .typed<Likeliest>();
-    const int64_t count = std::min(kNumLikely, logits.size(1));
-    const auto [ids, values] = likeliest.call(logits, count);
-    std::vector<Said> said(logits.size(0));
-    for (size_t node = 0; node < said.size(); ++node) {
-      said[node].count = count;
-      std::copy_n(ids.const_data_ptr<int64_t>() + node * count, count, said[node].ids);
-      std::copy_n(values.const_data_ptr<float>() + node * count, count, said[node].logits);
+  void add_best(const Best& best, int64_t first_cell, Found& found) const {
+    int64_t ids[kNumShared];
+    double scores[kNumShared];
+    const int64_t count = static_cast<int64_t>(best.found.size());
+    for (int64_t rank = 0; rank < count; ++rank) {
+      scores[rank] = best.found[rank].first;
+      ids[rank] = best.found[rank].second;
     }
-    return said;
+    add_shares(ids, scores, count, least_share(), first_cell, found);
   }
 
-  std::tuple<at::Tensor, at::Tensor> under_noise(const at::Tensor& logits, const Ids& nodes) const {
-    using Likeliest = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, at::IntArrayRef, at::IntArrayRef, double,
-                                                         int64_t);
-    static const auto likeliest = c10::Dispatcher::singleton()
-                                      .findSchemaOrThrow("draftless_cpu::likeliest_under_noise", "")
-                                      .typed<Likeliest>();
-    Ids streams;
-    for (size_t index = 0; index < nodes.size(); ++index) {
-      streams.push_back(static_cast<int64_t>(stream(static_cast<int64_t>(index) + 1)));
-    }
-    return likeliest.call(logits, nodes, streams, sampling_->temperature, std::min(kNumShared, logits.size(1)));
+  static std::vector<Said> all_said(const at::Tensor& logits) {
+    const int64_t width = logits.size(1), stride = logits.stride(0);
+    std::vector<Said> all(logits.size(0));
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "all_said", [&] {
+      const scalar_t* row = logits.const_data_ptr<scalar_t>();
+      Finder<scalar_t> find;
+      for (Said& said : all) {
+        said.count = std::min(kNumLikely, width);
+        find(row, width, said.count, said.ids, said.logits);
+        row += stride;
+      }
+    });
+    return all;
+  }
+
+  // What the target says at a node of a step, under the noise of a place `depth` tokens behind the text's last one.
+  Best under_noise(const at::Tensor& logits, int64_t node, int64_t depth) const {
+    const int64_t width = logits.size(1);
+    Best best(std::min(kNumShared, width));
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "under_noise", [&] {
+      const scalar_t* row = logits.const_data_ptr<scalar_t>() + node * logits.stride(0);
+      find_under_noise(row, width, sampling_->temperature, stream(depth), best);
+    });
+    return best;
   }
 
   // Keep what some nodes say about depths 1, 2, ... of the next tree.
   void listen(const at::Tensor& logits, const std::vector<Said>& said, const Ids& nodes) {
     ahead_.assign(nodes.size(), {});
-    at::Tensor ids, scores;
-    const bool is_drawn = sampling_ && !sampling_->is_truncated && !nodes.empty();
-    if (is_drawn) std::tie(ids, scores) = under_noise(logits, nodes);
+    const bool is_drawn = sampling_ && !sampling_->is_truncated;
     for (size_t index = 0; index < nodes.size(); ++index) {
       const int64_t depth = static_cast<int64_t>(index) + 1;
       const int64_t first_cell =
           index < slots.size() ? kProbed + std::min(slots[index] - 1, kPlaces - 1) * kShares
                                : kDenoised + std::min(depth - 1, kPlaces - 1) * kShares;
       if (is_drawn) {
-        const int64_t count = ids.size(1), at = static_cast<int64_t>(index) * count;
-        add_shares(ids.const_data_ptr<int64_t>() + at, scores.const_data_ptr<double>() + at, count, least_share(),
-                   first_cell, ahead_[index]);
+        add_best(under_noise(logits, nodes[index], depth), first_cell, ahead_[index]);
       } else {
         add_said(said[nodes[index]], depth, first_cell, ahead_[index]);
       }
     }
   }
 
-  c10::intrusive_ptr<Successors> successors_;
+  std::shared_ptr<Successors> successors_;
   std::optional<Sampling> sampling_;
   int64_t num_tokens_ = 0;
   std::vector<Found> ahead_;  // of depths 1, 2, ...

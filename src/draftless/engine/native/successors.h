@@ -1,10 +1,8 @@
 // What the target said after tokens and after pairs of them: `draftless.drafters.successors`.
 
 #include <c10/util/flat_hash_map.h>
-#include <torch/custom_class.h>
 
 #include <cstdint>
-#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -16,10 +14,8 @@ struct Said {
   float logits[kNumLikely];
 };
 
-class Successors : public torch::CustomClassHolder {
+class Successors {
  public:
-  std::mutex mutex;  // for whoever learns or asks
-
   explicit Successors(int64_t most_entries) : most_entries_(most_entries) {}
 
   void learn(int64_t before, int64_t token_id, const Said& said) {

@@ -4,17 +4,11 @@
 // folded onto kColumns columns, keeping maxima: the `count`-th largest maximum is a bar that at least
 // `count` logits reach, and hardly more. A second pass finds these.
 
-#include <ATen/Dispatch.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -98,10 +92,12 @@ struct Finder {
 
   template <typename Order>
   void collect_between(const Key* bits, int64_t first, int64_t end, Key least) {
+    int64_t hits[kColumns], num_hits = 0;  // without a branch that nobody can predict
     for (int64_t id = first; id < end; ++id) {
-      const Key key = Order::of(bits[id], infinite);
-      if (key >= least) found.emplace_back(key, id);
+      hits[num_hits] = id;
+      num_hits += Order::of(bits[id], infinite) >= least;
     }
+    for (int64_t i = 0; i < num_hits; ++i) found.emplace_back(Order::of(bits[hits[i]], infinite), hits[i]);
   }
 
   // A key that at least `count` logits reach, and the largest of all.
@@ -125,41 +121,4 @@ struct Finder {
   }
 };
 
-// The largest of one row, the lowest id on ties.
-int64_t largest(const at::Tensor& logits, int64_t row) {
-  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1);
-  TORCH_CHECK_INDEX(row >= 0 && row < logits.size(0), "no row ", row);
-  int64_t best = 0;
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "largest", [&] {
-    float value;
-    Finder<scalar_t>()(logits.const_data_ptr<scalar_t>() + row * logits.stride(0), logits.size(1), 1, &best, &value);
-  });
-  return best;
-}
-
-std::tuple<at::Tensor, at::Tensor> likeliest(const at::Tensor& logits, int64_t count) {
-  TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1 && count > 0 && count <= logits.size(1));
-  const int64_t rows = logits.size(0), width = logits.size(1), stride = logits.stride(0);
-  at::Tensor ids = at::empty({rows, count}, logits.options().dtype(at::kLong));
-  at::Tensor values = at::empty({rows, count}, logits.options().dtype(at::kFloat));
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kBFloat16, at::kHalf, logits.scalar_type(), "likeliest", [&] {
-    Finder<scalar_t> find;
-    for (int64_t row = 0; row < rows; ++row) {
-      find(logits.const_data_ptr<scalar_t>() + row * stride, width, count, ids.data_ptr<int64_t>() + row * count,
-           values.data_ptr<float>() + row * count);
-    }
-  });
-  return {ids, values};
-}
-
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(draftless_cpu, library) {
-  library.def("likeliest(Tensor logits, int count) -> (Tensor, Tensor)");
-  library.def("largest(Tensor logits, int row) -> int");
-}
-
-TORCH_LIBRARY_IMPL(draftless_cpu, CPU, library) {
-  library.impl("likeliest", &likeliest);
-  library.impl("largest", &largest);
-}
