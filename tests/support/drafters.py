@@ -82,10 +82,10 @@ def has_native_guesses() -> bool:
 
 
 @cache
-def anchors_everywhere() -> AnchorStore:
+def anchors_everywhere(hidden_size: int = HIDDEN_SIZE) -> AnchorStore:
     """Anchors that send prompts of tiny models to skip sets of none, half and all sub-layers."""
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(12, HIDDEN_SIZE, generator=generator)
+    vectors = torch.randn(12, hidden_size, generator=generator)
     sets = {"none": SkipSet(), "half": HALF, "all": EVERYTHING}
     return AnchorStore(
         vectors=torch.nn.functional.normalize(vectors),

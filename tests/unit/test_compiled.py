@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from draftless import Draftless
-from draftless.engine import native, probes
+from draftless.engine import probes
 from draftless.engine import target as target_module
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled import forward as forward_module
@@ -25,6 +25,12 @@ from draftless.engine.target import TargetModel
 from draftless.errors import CapabilityError, ConfigError
 from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
+from support.half_precision import (
+    STRICT_WAYS,
+    half_precision_model,
+    strict_target,
+    use_torchs_attention,
+)
 from support.models import FAMILIES_COMPILED, VOCAB_SIZE, prompt_ids, stock_model, target
 
 WIDTHS = (1, 2, 7, 16, 33)
@@ -143,17 +149,6 @@ def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
     assert not compiled._compiled.handles(skip_set, 1)
     wanted = logits_of(target("gemma2", "fp32"), 3, skip_set=skip_set)
     torch.testing.assert_close(logits_of(compiled, 3, skip_set=skip_set), wanted)
-
-
-def half_precision_model(num_layers: int = 2) -> TargetModel:
-    config = LlamaConfig(
-        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=num_layers,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-    return TargetModel(model.to(torch.bfloat16), compile=True)
 
 
 def test_packed_weights_exist_once() -> None:
@@ -304,22 +299,12 @@ def test_a_loaded_model_keeps_its_weights() -> None:
 # --- strict ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["as the machine can", "one by one"])
+@pytest.fixture(scope="module", params=STRICT_WAYS)
 def strict_model(request: pytest.FixtureRequest) -> TargetModel:
-    """Twice: on our own operators, or as where there are none."""
-    model = half_precision_model(3)
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "one by one":
-            use_torchs_attention(patch)
-        try:
-            return TargetModel(model.model, compile=True, strict=True)
-        except CapabilityError as error:
-            pytest.skip(str(error))
-
-
-def use_torchs_attention(patch: pytest.MonkeyPatch) -> None:
-    """In what is compiled from now on."""
-    patch.delitem(native._LOADED, "attention", raising=False)
+    try:
+        return strict_target(request.param)
+    except CapabilityError as error:
+        pytest.skip(str(error))
 
 
 @torch.inference_mode()
