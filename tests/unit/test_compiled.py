@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,19 @@ def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
     assert not compiled._compiled.handles(skip_set, 1)
     wanted = logits_of(target("gemma2", "fp32"), 3, skip_set=skip_set)
     torch.testing.assert_close(logits_of(compiled, 3, skip_set=skip_set), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_cache_goes_with_its_request(dtype: str) -> None:
+    """Nothing that a pass works on stays in the thread."""
+    model = half_precision_model() if dtype == "bf16" else target("llama", "fp32", "compiled")
+    cache = filled(model, (9,))
+    with torch.inference_mode():
+        model.forward(cache, [[1, 2]], [tree_layout((-1, 0))])
+    memory = weakref.ref(cache.data)
+    del cache
+    gc.collect()
+    assert memory() is None
 
 
 def test_packed_weights_exist_once() -> None:

@@ -23,7 +23,7 @@ class _Current(threading.local):
     """What the running pass works on; per thread, so that requests may run side by side.
 
     Attributes:
-        tree_pass: the pass.
+        tree_pass: the pass; not longer than it runs, since it holds the cache.
         linears: layers by number.
     """
 
@@ -58,6 +58,11 @@ def begin(
         return both
     token_ids, positions = tree_pass.tensors
     return token_ids.view(1, -1), positions.view(1, -1)
+
+
+def end() -> None:
+    """The pass is over."""
+    del CURRENT.tree_pass
 
 
 _LIBRARY = torch.library.Library("draftless", "DEF")  # type: ignore[no-untyped-call]

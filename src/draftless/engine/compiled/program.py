@@ -11,7 +11,7 @@ import torch
 from torch.fx import Node
 
 from draftless.engine.compiled.compiler import Compiled, PieceCompiler
-from draftless.engine.compiled.ops import begin
+from draftless.engine.compiled.ops import begin, end
 from draftless.engine.compiled.pieces import HEAD, cut, make_piece
 from draftless.engine.compiled.trace import Traced
 from draftless.engine.tree_pass import TreePass
@@ -81,6 +81,7 @@ class Program:
             found = call.run([values[index] for index in call.inputs])
             for index, place in call.outputs:
                 values[place] = found[index]
+        end()
         wanted: torch.Tensor = values[out]
         return wanted
 

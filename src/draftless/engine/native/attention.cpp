@@ -24,7 +24,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <tuple>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -175,6 +175,8 @@ struct Head {
 
 using Ids = std::vector<int64_t>;
 
+using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
 // What the passes of a thread attend to, until the next `begin_pass`.
 struct Pass {
   // A row: a tree behind `start` cached tokens, padded.
@@ -184,7 +186,7 @@ struct Pass {
     std::vector<uint8_t> sees;  // [W, W]: whether a node sees another
   };
 
-  at::Tensor data;    // the cache, [Y, 2, B, Hkv, C, D]
+  Weak data;          // the cache, [Y, 2, B, Hkv, C, D]
   int64_t first_row;  // of the pass, in the cache
   int64_t width;
   std::vector<Row> rows;
@@ -193,7 +195,7 @@ struct Pass {
   int64_t context(int64_t row) const { return rows[row].start + width; }
 };
 
-thread_local Pass pass;
+thread_local std::optional<Pass> current;
 
 Pass::Row row_of(int64_t start, const Ids& parents, int64_t width) {
   Pass::Row row{start, Ids(width, 0), std::vector<uint8_t>(width * width, 0)};
@@ -216,7 +218,7 @@ std::pair<at::Tensor, at::Tensor> begin_pass(const at::Tensor& data, int64_t fir
                                              int64_t width, Ids windows) {
   TORCH_CHECK(data.dim() == 6 && data.is_contiguous() && starts.size() == token_ids.size() &&
               starts.size() == parents.size());
-  pass = {data, first_row, width, {}, std::move(windows)};
+  Pass& pass = current.emplace(Pass{Weak(data.getIntrusivePtr()), first_row, width, {}, std::move(windows)});
   const int64_t num_rows = static_cast<int64_t>(starts.size());
   at::Tensor ids = at::zeros({1, num_rows * width}, at::kLong), positions = at::zeros_like(ids);
   for (int64_t row = 0; row < num_rows; ++row) {
@@ -285,19 +287,23 @@ at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at:
                      double scaling) {
   const at::Tensor query = with_whole_vectors(query_), key = with_whole_vectors(key_),
                    value = with_whole_vectors(value_);
+  TORCH_CHECK(current, "no pass was begun in this thread");
+  const Pass& pass = *current;
+  const at::Tensor data(pass.data.lock());
+  TORCH_CHECK(data.defined(), "the cache of this pass is gone");
   const int64_t rows = pass.rows.size(), heads = query.size(1), width = pass.width, dim = query.size(3);
-  const int64_t kv_heads = key.size(1), groups = heads / kv_heads, capacity = pass.data.size(4);
+  const int64_t kv_heads = key.size(1), groups = heads / kv_heads, capacity = data.size(4);
   const int64_t layer = place.const_data_ptr<int64_t>()[0];
   const int64_t window = pass.windows.at(place.const_data_ptr<int64_t>()[1]);
   int64_t longest = 0;
   for (int64_t row = 0; row < rows; ++row) longest = std::max(longest, pass.context(row));
-  TORCH_CHECK(dim % 32 == 0 && pass.data.size(5) == dim && pass.data.size(3) == kv_heads && longest <= capacity &&
-              layer < pass.data.size(0) && pass.first_row + rows <= pass.data.size(2) &&
+  TORCH_CHECK(dim % 32 == 0 && data.size(5) == dim && data.size(3) == kv_heads && longest <= capacity &&
+              layer < data.size(0) && pass.first_row + rows <= data.size(2) &&
               query.size(2) == rows * width);
   at::Tensor out = at::empty({1, rows * width, heads, dim}, query.options());
   T* to = out.data_ptr<T>();
-  const int64_t row_size = kv_heads * capacity * dim, to_values = pass.data.size(2) * row_size;
-  T* cached = pass.data.data_ptr<T>() + (layer * 2 * pass.data.size(2) + pass.first_row) * row_size;
+  const int64_t row_size = kv_heads * capacity * dim, to_values = data.size(2) * row_size;
+  T* cached = data.data_ptr<T>() + (layer * 2 * data.size(2) + pass.first_row) * row_size;
   for (int64_t row = 0; row < rows; ++row) {
     T* behind = cached + row * row_size + pass.rows[row].start * dim;
     write(key, row, width, behind, capacity);
@@ -306,11 +312,10 @@ at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at:
   const T* queries = query.const_data_ptr<T>();
   const int64_t num_queries = groups * width, parts = (num_queries + kQueries - 1) / kQueries;
   const int64_t at_least = (kWork * parts + num_queries * longest - 1) / (num_queries * longest);
-  const Pass& now = pass;  // of this thread, for the others
   at::parallel_for(0, rows * kv_heads * parts, at_least, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const int64_t row = index / parts / kv_heads, kv_head = index / parts % kv_heads, from = index % parts * kQueries;
-      const int64_t context = now.context(row);
+      const int64_t context = pass.context(row);
       const T* keys = cached + index / parts * capacity * dim;
       const auto head_of = [&](int64_t one) { return kv_head * groups + (from + one) / width; };
       const auto node_of = [&](int64_t one) { return (from + one) % width; };
@@ -321,7 +326,7 @@ at::Tensor attention(const at::Tensor& query_, const at::Tensor& key_, const at:
         head.set_query(one, queries + head_of(one) * query.stride(1) + token_of(one) * query.stride(2));
       }
       head.score(keys, context, static_cast<float>(scaling * kLog2E));
-      for (int64_t one = 0; one < head.num_queries; ++one) hide(head, one, now.rows[row], node_of(one), width, window);
+      for (int64_t one = 0; one < head.num_queries; ++one) hide(head, one, pass.rows[row], node_of(one), width, window);
       head.weigh(context);
       for (int64_t first = 0; first < head.num_queries; first += kSums) {
         const int64_t count = std::min<int64_t>(kSums, head.num_queries - first);
