@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from draftless.engine import native
 from draftless.engine.position_noise import PositionNoise
-from draftless.noise import KeyedNoise
+from draftless.noise import KeyedNoise, gumbel, token_keys, uniform
 
 CPU = torch.device("cpu")
 KEYED = KeyedNoise(5, 2)
@@ -95,6 +95,27 @@ def test_a_draw_is_the_largest_of_all(spread: float) -> None:
     drawn = [noise.draw(logits, row, 100 + row, 1.3) for row in range(300)]
     expected = [int(expected_order(logits[row], 100 + row, 1.3).argmax()) for row in range(300)]
     assert drawn == expected
+
+
+def test_a_draw_that_only_just_wins_is_not_overlooked() -> None:
+    """Our operator passes over what a bound on its noise excludes: here the bound is hardly above it."""
+    if not native.load("draws"):
+        pytest.skip("no C++ compiler")
+    position, size = 77, 1 << 22
+    bits = token_keys(np.arange(size)) + np.uint64(KEYED.stream(position))
+    mantissa, exponent = np.frexp(1.0 - uniform(bits.copy()))
+    noise = gumbel(bits)
+    bound = np.log(2.0) * (2.0 - exponent - 2.0 * mantissa)  # a chord of the logarithm
+    assert (bound >= noise).all()
+    tight = np.flatnonzero(bound - noise < 4e-4)
+    assert len(tight) > 2
+    logits = torch.full((1, size), -1e4)
+    for best in tight:
+        for ahead, expected in ((5e-4, best), (-5e-4, 300)):
+            logits[0, 300] = float(noise[best] - ahead - noise[300])
+            logits[0, best] = 0.0
+            assert PositionNoise(KEYED, 9, CPU).draw(logits, 0, position, 1.0) == expected
+        logits[0, best] = -1e4
 
 
 @settings(deadline=None)
