@@ -91,7 +91,9 @@ class Talk:
     def logits(self, tree: DraftTree) -> torch.Tensor:
         usual = self._usual[list(tree.token_ids)]
         noise = torch.randn(usual.shape, generator=self._draw)
-        return (usual + noise).to(self._dtype)
+        wider = torch.full((tree.num_nodes, VOCAB_SIZE + 3), 99.0, dtype=self._dtype)
+        wider[:, :VOCAB_SIZE] = usual + noise
+        return wider[:, :VOCAB_SIZE]  # a view, as rows of a batch are
 
 
 def new_row(options: dict[str, Any], seed: int, length: int = 12) -> Row:
