@@ -99,8 +99,10 @@ class CostCurve:
 
 @dataclass
 class Run:
-    """Steps of one or more runs of the same request: wall-clock seconds, stages, tokens, nodes."""
+    """Steps of one or more runs of the same request: tokens, nodes and, of all but the first step of a
+    run, width, wall-clock seconds and stages."""
 
+    widths: list[int] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     stages_s: list[dict[str, float]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -114,18 +116,25 @@ class Run:
 
     @property
     def token_s(self) -> float:
-        """Seconds per token: of the median step, because other load comes in bursts."""
-        return statistics.median(self.wall_s) / self.length
+        """Seconds per token."""
+        return self._usual(self.wall_s) / self.length
+
+    def _usual(self, seconds: Sequence[float]) -> float:
+        """The mean over steps of the median of the steps of their width: other load comes in bursts,
+        but a run has steps of several widths, and each counts."""
+        of_width: dict[int, list[float]] = {}
+        for width, one in zip(self.widths, seconds, strict=True):
+            of_width.setdefault(width, []).append(one)
+        return sum(len(some) * statistics.median(some) for some in of_width.values()) / len(seconds)
 
     def stages_us(self) -> dict[str, float]:
-        """Median microseconds of a step by stage; `other` is what no stage owns."""
+        """Microseconds of a step by stage; `other` is what no stage owns."""
         stages = [
             {**one, "other": wall - sum(one.values())}
             for one, wall in zip(self.stages_s, self.wall_s, strict=True)
         ]
         return {
-            name: round(1e6 * statistics.median(one[name] for one in stages), 1)
-            for name in stages[0]
+            name: round(1e6 * self._usual([one[name] for one in stages]), 1) for name in stages[0]
         }
 
 
@@ -140,6 +149,7 @@ def run_ours(
     for number, (_, record) in enumerate(steps):
         now = time.perf_counter()
         if number:  # the first one has the prefill in it
+            into.widths.append(record.tree.num_nodes)
             into.wall_s.append(now - begun)
             into.stages_s.append(record.time_s)
         into.tokens.append(len(record.verdict.token_ids))
@@ -152,6 +162,7 @@ def run_stock(stock: Method, prompt: Sequence[int], into: Run) -> None:
     """Decode with `transformers`."""
     turn = stock(prompt, 0)
     into.wall_s += np.diff(turn.step_s).tolist()
+    into.widths = [1] * len(into.wall_s)
     into.tokens += turn.step_tokens
     into.token_ids = turn.token_ids
 

@@ -139,6 +139,20 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         read_steps(tmp_path / "steps.json")
 
 
+def test_steps_of_every_width_count() -> None:
+    """A burst of other load does not; the median of all steps would know one width alone."""
+    run = replay.Run(
+        widths=[16, 16, 16, 4, 16, 16, 4, 4],
+        wall_s=[4.0, 4.0, 4.0, 1.0, 99.0, 4.0, 1.0, 50.0],
+        stages_s=[{"forward": 3.0}] * 8,
+        tokens=[2] * 9,
+    )
+    assert run.token_s == pytest.approx((5 * 4.0 + 3 * 1.0) / 8 / 2)
+    stages = run.stages_us()
+    assert stages["forward"] == pytest.approx(3e6)
+    assert stages["other"] == pytest.approx(1e6 * (5 * 1.0 + 3 * -2.0) / 8)
+
+
 def test_the_whole_script(tmp_path: Path) -> None:
     output = tmp_path / "deep" / "replay.json"
     replay.main(
