@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from draftless.drafters.planner import Planner, own_s
+from draftless.drafters.planner import OWN_OVER_PROPOSE, Planner, own_s
 from draftless.drafters.steepness import Steepness
 from draftless.prices import PriceList
 
@@ -76,7 +76,7 @@ def test_what_drafting_itself_takes_is_learnt_too() -> None:
     planner = Planner(LIST, 32)
     listed = planner.prices(100, 8)
     for _ in range(200):
-        propose_s = 2.0 * 4.0 * own_s(16, 8) / 1.8
+        propose_s = 2.0 * 4.0 * own_s(16, 8) / OWN_OVER_PROPOSE
         forward_s = 2.0 * LIST.forward_s(16, 100, 8)
         planner.learn(100, 8, 16, forward_s=forward_s, propose_s=propose_s, is_sampled=False)
     learnt = planner.prices(100, 8)

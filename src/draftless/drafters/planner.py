@@ -22,7 +22,7 @@ from draftless.prices import PriceList, Seconds
 OWN_S, OWN_NODE_S = 55e-6, 10e-6
 
 # It is 1.3 to 1.8, but lists make width a little dear: this was fastest on validation prompts.
-_OWN_OVER_PROPOSE = 1.0
+OWN_OVER_PROPOSE = 1.0
 _OWN_LEAST, _OWN_MOST, _OWN_RATE = 0.2, 8.0, 0.02
 _LENGTHS = 128  # cached lengths are rounded up to a multiple of this
 _AT_ONCE = (
@@ -120,7 +120,7 @@ class Planner:
         if width > 1:
             # In the list's own seconds, as the forwards are.
             guess = kind.steepness.scale * own_s(width, num_rows)
-            seen = min(_OWN_MOST, max(_OWN_LEAST, _OWN_OVER_PROPOSE * propose_s / guess))
+            seen = min(_OWN_MOST, max(_OWN_LEAST, OWN_OVER_PROPOSE * propose_s / guess))
             kind.own_now += _OWN_RATE * (seen - kind.own_now)
         kind.refresh()
 
