@@ -9,7 +9,7 @@ _USUAL = 1.5  # tokens per step before anything is counted
 _FIRST_WEIGHT = 4.0  # steps that this guess is worth
 
 _PURSE = 3.0  # plain steps that drafting may lose at most
-_FIRST_PURSE, _WAKING_PURSE = (0.6, 3.4), (0.1, 0.7)  # by trust: none, full
+_FIRST_PURSE, _WAKING_PURSE = (0.6, 3.0), (0.1, 0.7)  # by trust: none, full
 _CREDIT = 0.1  # what one step may cost beyond the purse
 _FIRST_NAP, _LONGEST_NAP = 8, 64  # steps
 _LOOK_EVERY = 4  # steps of a nap
