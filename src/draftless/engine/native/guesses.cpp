@@ -144,7 +144,7 @@ class Guesses {
   // What the target said at the nodes of the last tree [N, V], the walk, and the tokens that it committed.
   void observe(const at::Tensor& logits, const Ids& path, const Ids& committed) {
     const auto is_draft = [&](int64_t node) { return node >= 0 && node < static_cast<int64_t>(drafts_.size()); };
-    TORCH_CHECK(logits.size(0) == static_cast<int64_t>(token_ids_.size()) && !path.empty() &&
+    TORCH_CHECK(logits.stride(1) == 1 && logits.size(0) == static_cast<int64_t>(token_ids_.size()) && !path.empty() &&
                     path.size() == committed.size() && std::all_of(path.begin(), path.end(), is_draft),
                 "not the step of the tree that was proposed");
     worth_.learn(sources_.slots, [&](int64_t place) {
