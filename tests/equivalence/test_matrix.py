@@ -64,7 +64,7 @@ def test_every_drafter_writes_the_plain_text(cell: Cell, turns: Sequence[int]) -
             elif name.startswith("planted"):
                 assert result.request.stats.num_accepted_tokens >= 3, name
             elif (
-                name == "skip set per row"
+                name.startswith("skip set per row")
                 and cell.mode in ("greedy", "sampled")
                 and cell.stop == "length"
             ):
@@ -81,7 +81,7 @@ def varied(turns: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[str, Dr
     for turn in turns:
         name, options = VARIANTS[turn % len(VARIANTS)]
         found[f"{name} {options}"] = registered(name, **options)
-        found["skip set per row"] = SkipSetPerRow(turn)
+        found[f"skip set per row from {turn % 3}"] = SkipSetPerRow(turn)
         planted = PLANTED[turn % len(PLANTED)]
         found[f"planted sdsat {planted}"] = PlantedSDSAT(texts, **planted)
     return found
