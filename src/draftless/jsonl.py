@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,9 +85,9 @@ def cut_half_line(file: Path) -> None:
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
     """Write one object as a file, in one piece: a reader sees the old file or the new one.
 
-    Of several processes that write at once one wins; each has a temporary file of its own.
+    Of several that write at once one wins; each has a temporary file of its own.
     """
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
     try:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
         temporary.replace(file)

@@ -171,6 +171,7 @@ class PriceList:
             for axis in ("widths", "lengths", "rows"):
                 fields[axis] = tuple(map(int, fields[axis]))
             fields["seconds"] = np.array(fields["seconds"], dtype=np.float64)
+            fields["facts"] = dict(fields.get("facts", {}))
             return cls(**fields)
         except ArtifactError:
             raise

@@ -56,4 +56,7 @@ def _read_file(file: Path) -> tuple[RankPath, ...]:
             f"{file} has format version {version}, this Draftless reads {TEMPLATE_FILE_VERSION}; "
             "calibrate again: draftless calibrate tree"
         )
-    return read_template(template)
+    try:
+        return read_template(template)
+    except ConfigError as error:
+        raise ArtifactError(f"{file}: {error}") from error

@@ -190,9 +190,11 @@ def test_what_cannot_be_honoured_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("--unseen",)], ids=["seen", "unseen"])
 @pytest.mark.parametrize("name", ["general", "a/b", ".hidden"])
-def test_names_that_are_no_folders(name: str, tmp_path: Path) -> None:
+def test_names_that_are_no_folders(name: str, more: tuple[str, ...], tmp_path: Path) -> None:
     line = json.dumps({"prompt": "the cat", "domain": name})
     (tmp_path / "all.jsonl").write_text(line + "\n")
-    done = build(tmp_path / "no model", tmp_path / "all.jsonl", tmp_path / "out")
+    given = [*more, name] if more else []
+    done = build(tmp_path / "no model", tmp_path / "all.jsonl", tmp_path / "out", *given)
     assert isinstance(done.exception, InputError) and repr(name) in str(done.exception)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from draftless.engine.tree import merge_siblings, prune, select
+from draftless.engine.tree import prune, select
 from draftless.engine.verify import walk
 from draftless.layout import tree_layout
 from draftless.types import DraftTree, Verdict
@@ -50,38 +50,6 @@ def test_the_walk_commits_a_prefix_of_the_text(tree: DraftTree, text: list[int])
     assert list(committed) == text[: len(committed)]
     assert [tree.token_ids[node] for node in verdict.path[1:]] == list(committed[:-1])
     assert not any(tree.is_probe[node] for node in verdict.path if tree.is_probe)
-
-
-@given(draft_trees(vocab_size=3, max_nodes=12), TEXTS)
-def test_merging_makes_the_walk_as_long_as_the_tree_allows(
-    tree: DraftTree, text: list[int]
-) -> None:
-    merged = merge_siblings(tree)
-    drafts = {
-        path
-        for node, path in enumerate(node_paths(tree))
-        if not any(tree.is_probe and tree.is_probe[a] for a in ancestors(tree.parents, node))
-    }
-    longest = max(len(path) for path in drafts if path == tuple(text[: len(path)]))
-    verdict = follow(merged, text)
-    assert verdict.token_ids == tuple(text[: longest + 1])
-    assert len(follow(tree, text).token_ids) <= longest + 1
-
-
-@given(draft_trees(vocab_size=3, max_nodes=12))
-def test_merged_trees_have_the_same_paths_once(tree: DraftTree) -> None:
-    def marked(tree: DraftTree) -> list[tuple[tuple[int, ...], bool]]:
-        flags = tree.is_probe or (False,) * tree.num_nodes
-        return list(zip(node_paths(tree), flags, strict=True))
-
-    merged = merge_siblings(tree)
-    assert set(marked(merged)) == set(marked(tree))
-    keys = [
-        (merged.parents[n], merged.token_ids[n], bool(merged.is_probe and merged.is_probe[n]))
-        for n in range(1, merged.num_nodes)
-    ]
-    assert len(keys) == len(set(keys))
-    assert merge_siblings(merged) is merged
 
 
 @given(draft_trees(vocab_size=3, max_nodes=12), TEXTS, st.integers(0, 5))

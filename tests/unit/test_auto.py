@@ -16,6 +16,7 @@ from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.errors import ArtifactError, ConfigError
 from draftless.params import SamplingParams
 from draftless.prices import PriceList
+from draftless.types import StepRecord, Verdict
 from support.drafters import STEEP
 from support.driving import Job, Result, make_row, run
 from support.models import prompt_ids, target
@@ -161,6 +162,22 @@ def test_a_little_of_what_a_request_learnt_stays() -> None:
     written(drafter, job())
     assert drafter._learnt[False] != before[False]
     assert drafter._learnt[True] == before[True], "greedy and sampled have weights of their own"
+
+
+def test_a_request_of_one_step_counts_by_what_it_saved() -> None:
+    """Its only step is its last one, and where a single token is wanted nothing could be drafted."""
+    drafter = AutoDrafter(prices=FREE)
+    drafter.reset(row := make_row([1, 2, 3]))
+    row.max_depth = 9
+    for max_depth, num_tokens, trust in [(0, 1, 0.5), (9, 4, 0.75), (9, 1, 0.375)]:
+        row = make_row([1, 2, 3, 1, 2, 3, 1, 2])
+        row.max_depth = max_depth
+        drafter.reset(row)
+        (tree,) = drafter.propose([row], None)  # type: ignore[arg-type]
+        assert (tree.num_nodes > 1) == bool(max_depth)
+        verdict = Verdict((0,), (5,) * num_tokens, "bonus", "length")
+        drafter.observe([StepRecord(row, tree, verdict, None)])
+        assert drafter._trust[False] == trust
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +24,7 @@ from draftless.drafters.fusion import (
 from draftless.drafters.near_top import shares_near_top
 from draftless.drafters.priors import GREEDY_WEIGHTS
 from draftless.drafters.sources import Sources
-from draftless.drafters.successors import Said, Successors
+from draftless.drafters.successors import Said, Successors, said_at
 from draftless.drafters.suffix_index import State, SuffixIndex
 from draftless.engine.position_noise import PositionNoise
 from draftless.noise import KeyedNoise
@@ -67,39 +71,65 @@ def test_shares_become_cells_and_small_ones_are_left_out() -> None:
     assert shares_near_top([7, 8, 9], [1.0, 1.0, -9.0], 0.07) == [(7, 8), (8, 9)]
 
 
+@pytest.mark.parametrize("best", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_say_nothing(best: float) -> None:
+    """An overflow at a draft that is rejected anyway must not end the request."""
+    assert shares_near_top([4, 5], [best, min(best, 1.0)], 0.07) == []
+    assert shares_near_top([4, 5, 6], [1.0, 1.0, -math.inf], 0.07) == [(4, 8), (5, 9)]
+
+
 # --- what the target said ----------------------------------------------------------------------
 
 
 def test_the_pair_is_asked_before_the_token_alone() -> None:
-    successors, said = Successors(), Said(torch.zeros(3, 61))
-    successors.learn(1, 2, (said, 0))
-    successors.learn(5, 2, (said, 1))
-    assert successors.after(1, 2) == ((said, 0), AFTER_PAIR)
-    assert successors.after(7, 2) == ((said, 1), AFTER_TOKEN), "the newest"
+    successors = Successors()
+    first, second = said_at(torch.zeros(2, 61))
+    successors.learn(1, 2, first)
+    successors.learn(5, 2, second)
+    assert successors.after(1, 2) == (first, AFTER_PAIR)
+    assert successors.after(7, 2) == (second, AFTER_TOKEN), "the newest"
     assert successors.after(1, 3) == (None, AFTER_TOKEN)
 
 
 def test_what_is_old_is_forgotten_half_by_half() -> None:
-    successors, said = Successors(most_entries=4), Said(torch.zeros(1, 61))
+    successors, said = Successors(most_entries=4), Said([3], [0.5])
     known = []
     for token_id in range(7):
-        successors.learn(50, token_id, (said, 0))
+        successors.learn(50, token_id, said)
         known.append([one for one in range(7) if successors.after(50, one)[0]])
     assert known[3] == [0, 1, 2, 3]
     assert known[-1] == [4, 5, 6], "an entry by token and one by pair: two learnt fill a half"
+
+
+def test_an_entry_takes_what_adr_8_says() -> None:
+    """It keeps nothing of the other nodes of its step, of which most are forgotten sooner."""
+    successors, rng = Successors(), np.random.default_rng(0)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(500):
+        said = said_at(torch.zeros(32, 61))
+        learnt = rng.integers(10_000, size=(4, 2)).tolist()
+        for (first, second), one in zip(learnt, said, strict=False):  # of 32 nodes
+            successors.learn(first, second, one)
+    num_entries = len(successors._new)
+    del said, one
+    taken = (tracemalloc.get_traced_memory()[0] - before) / num_entries
+    tracemalloc.stop()
+    assert num_entries > 3500
+    assert 16 * 8 / 2 < taken < 450, "bytes; an entry by token and one by pair share what was said"
 
 
 def test_one_memory_serves_every_temperature() -> None:
     """At T = 0.5 logits count twice, and the noise once."""
     logits = torch.full((1, 61), -20.0)
     logits[0, [10, 20]] = torch.tensor([1.0, 2.0])
-    said = Said(logits)
+    (said,) = said_at(logits)
     keyed = KeyedNoise(1)
     noise = PositionNoise(keyed, 61, torch.device("cpu"))
     lift = (keyed.few(at, [10, 20]) for at in range(1000))
     position = next(at for at, (ten, twenty) in enumerate(lift) if 1.2 < ten - twenty < 1.8)
-    assert said.shares_under(0, noise, position, 1.0, 0.03)[0][0] == 10
-    assert said.shares_under(0, noise, position, 0.5, 0.03)[0][0] == 20
+    assert said.shares_under(noise, position, 1.0, 0.03)[0][0] == 10
+    assert said.shares_under(noise, position, 0.5, 0.03)[0][0] == 20
 
 
 # --- what a request remembers ------------------------------------------------------------------

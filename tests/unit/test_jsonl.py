@@ -77,10 +77,9 @@ def test_a_file_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_two_processes_may_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With one temporary name for all, one would rename what the other is still writing."""
-    file, replace, pids = tmp_path / "a.json", Path.replace, iter([1, 2])
-    monkeypatch.setattr("os.getpid", lambda: next(pids))
+def test_several_may_write_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one temporary name for all, or for a process, one would rename what the other still writes."""
+    file, replace = tmp_path / "a.json", Path.replace
     calls: list[Path] = []
 
     def replace_after_the_other(self: Path, target: Path) -> Path:

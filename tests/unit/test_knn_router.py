@@ -146,7 +146,7 @@ def test_what_cannot_be_honoured_is_refused(tmp_path: Path) -> None:
         KNNSSDDrafter(store, model_fingerprint="another")
     with pytest.raises(ArtifactError, match=r"'math'.*layers \[1\]"):
         KNNSSDDrafter(store, num_layers=1)
-    with pytest.raises(ConfigError, match=r"threshold=1\.5 of layer-skip"):
+    with pytest.raises(ConfigError, match=r"threshold=1\.5 of knn-ssd"):
         KNNSSDDrafter(store, threshold=1.5)
     KNNSSDDrafter(store, neighbours=2, num_layers=2, model_fingerprint=store.model_fingerprint)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from draftless.engine.loop import decode, make_request
 from draftless.errors import ConfigError, InputError
 from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row
-from support.drafters import registered
+from support.drafters import HALF, registered
 from support.driving import Job, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
 
@@ -52,6 +53,26 @@ def test_unknown_drafters_and_options() -> None:
         make_drafter("tr-jacobi", {"bugdet": 3})
     with pytest.raises(ConfigError, match="'none' has no option budget; it knows none"):
         make_drafter("none", {"budget": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("tr-jacobi", {"top_k": 2.0}, "top_k=2.0 of tr-jacobi is no int, as 10 is"),
+        ("recycling", {"budget": None}, "budget=None of recycling is no int"),
+        ("auto", {"max_width": "8"}, "max_width='8' of auto is no int"),
+        ("auto", {"adaptive_ids": 5}, r"'auto' cannot take \{'adaptive_ids': 5\}: .*iterable"),
+        ("auto", {"adaptive_ids": [-1]}, r"adaptive_ids=\[-1\] of auto .* from 0 on"),
+        ("sdsat", {"adaptive_ids": ["x"]}, r"adaptive_ids=\['x'\] of sdsat are not all ids"),
+        ("auto", {"prices": 3}, r"'auto' cannot take \{'prices': 3\}"),
+        ("sdsat", {"adaptive_ids": [3], "couple": "false"}, "couple='false' of sdsat is no bool"),
+        ("layer-skip", {"skip_set": HALF, "depth": 2.5}, "depth=2.5 of layer-skip is no integer"),
+        ("layer-skip", {"skip_set": HALF, "threshold": "x"}, "'layer-skip' cannot take .*'x'"),
+    ],
+)
+def test_options_of_another_type(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        make_drafter(name, options)
 
 
 def test_default_options_fit_every_drafter() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,23 @@ def test_logits_of_other_types(dtype: torch.dtype) -> None:
     pair = Pair(row, (Successors(), native_successors()))
     for _ in range(20):
         step(pair, row, talk, [0.02] * 12, 12)
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite(strange: float, temperature: float) -> None:
+    """What is drawn then, `remove_invalid_values` decides; here it is the best of what is sound."""
+    row, talk = new_row({"temperature": temperature}, 2), Talk(2)
+    row.max_depth = 9
+    pair = Pair(row, (Successors(), native_successors()))
+    for turn in range(40):
+        tree = pair.propose([0.02] * 12, 1.0, 12)
+        logits = talk.logits(tree)
+        token_id = int(logits[0].argmax())
+        logits[turn % 2 :: 2, turn % 5 :: 5] = strange
+        logits[-1] = strange
+        row.token_ids.append(token_id)
+        pair.observe(StepRecord(row, tree, Verdict((0,), (token_id,), "bonus"), logits))
 
 
 @pytest.mark.parametrize("most_entries", [3, 20, 100])

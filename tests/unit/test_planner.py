@@ -111,6 +111,10 @@ def test_trust_follows_what_requests_saved() -> None:
     assert trust > 0.8
 
 
+def test_what_never_drafted_says_nothing() -> None:
+    assert trust_after(0.3, Pace().saved) == 0.3
+
+
 def test_what_was_saved_is_counted() -> None:
     pace = Pace()
     pace.count(3, 1.5 * MS, 1.0 * MS)
@@ -182,6 +186,17 @@ def test_a_step_may_cost_little_more_than_the_purse_holds() -> None:
     while pace.is_asleep:
         pace.sleep(match_len=0)
     assert 1.0 * MS < pace.most_s(1.0 * MS) < first
+
+
+def test_naps_of_a_row_that_is_alone_again_look_for_matches() -> None:
+    pace = Pace()
+    assert pace.lie_down(least=9.0) and not pace.looks, "in a batch no match is worth it"
+    while pace.is_asleep:
+        pace.sleep(match_len=0)
+    hopeless(pace, 2)
+    assert pace.is_asleep
+    looked = [pace.looks or pace.sleep(match_len=0) for _ in range(4)]
+    assert any(looked)
 
 
 def test_where_drafting_hardly_ever_brings_enough_it_sleeps_before_it_costs_anything() -> None:

@@ -118,6 +118,7 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
         ({"widths": [4, 1, 16]}, "not a price list"),
         ({"rows": None}, "not a price list"),
         ({"more": 1}, "not a price list"),
+        ({"facts": None}, "not a price list"),
         ({"format_version": 2}, "format version 2"),
         ({"format_version": None}, "format version None"),
     ],

@@ -54,6 +54,13 @@ def test_a_damaged_file(tmp_path: Path, text: str | None) -> None:
         read_template(file)
 
 
+def test_a_file_with_no_template(tmp_path: Path) -> None:
+    file = tmp_path / "recycling.json"
+    file.write_text(json.dumps({"format_version": 1, "template": [[0, 1]]}))
+    with pytest.raises(ArtifactError, match=r"recycling\.json: rank path \[0, 1\]"):
+        read_template(file)
+
+
 def test_a_newer_file(tmp_path: Path) -> None:
     file = tmp_path / "recycling.json"
     file.write_text(json.dumps({"format_version": 2, "template": [[0]]}))

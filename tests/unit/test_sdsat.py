@@ -319,7 +319,7 @@ def test_adaptive_tokens_leave_nothing_in_the_cache(steps: int) -> None:
     [
         ({"adaptive_ids": []}, "draftless train sdsat"),
         ({"adaptive_ids": [-1]}, "adaptive_ids"),
-        ({"adaptive_ids": [5, 61], "vocab_size": 61}, "up to 60"),
+        ({"adaptive_ids": [5, 61], "vocab_size": 61}, "are 0 to 60"),
         ({"steps": 3}, "steps=3"),
         ({"k": 0}, "k=0"),
         ({"budget": 1}, "budget=1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from draftless.engine.tree import merge_siblings, prune, select
+from draftless.engine.tree import prune, select
 from draftless.errors import ConfigError
 from draftless.types import DraftTree
 
@@ -27,26 +27,6 @@ def test_select_renumbers_parents() -> None:
     assert select(TREE, [0, 3, 4]) == DraftTree(
         (9, 1, 3), (-1, 0, 1), (False,) * 3, (1.0, 0.5, 0.4)
     )
-
-
-def test_merged_siblings_keep_all_children_and_the_largest_score() -> None:
-    merged = merge_siblings(TREE)
-    assert merged == DraftTree(
-        token_ids=(9, 1, 2, 3, 4),
-        parents=(-1, 0, 1, 1, 3),
-        is_probe=(False, False, True, False, False),
-        scores=(1.0, 0.5, 0.1, 0.4, 0.3),
-    )
-
-
-def test_merging_goes_on_below_merged_nodes() -> None:
-    tree = DraftTree((0, 1, 1, 2, 2, 3), (-1, 0, 0, 1, 2, 4))
-    assert merge_siblings(tree) == DraftTree((0, 1, 2, 3), (-1, 0, 1, 2))
-
-
-def test_a_probe_and_a_draft_are_not_merged() -> None:
-    tree = DraftTree((0, 1, 1), (-1, 0, 0), (False, True, False))
-    assert merge_siblings(tree) is tree
 
 
 def test_fields_of_unequal_length_are_refused() -> None:

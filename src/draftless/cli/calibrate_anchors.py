@@ -182,10 +182,10 @@ def _by_domain(
         raise InputError(
             f"{data} has no domain {', '.join(missing)}; it has {', '.join(sorted(found))}"
         )
-    strange = {name: found.pop(name) for name in unseen}
     for name in found:
         if name == GENERAL or Path(name).name != name or name.startswith("."):
             raise InputError(f"a domain cannot be called {name!r}; rename it in {data}")
+    strange = {name: found.pop(name) for name in unseen}
     if not found:
         raise InputError(f"every domain of {data} is --unseen; leave one for the store")
     return dict(sorted(found.items())), strange

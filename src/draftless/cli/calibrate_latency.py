@@ -78,7 +78,7 @@ def _measured(target: TargetModel, *, is_forced: bool) -> PriceList:
     from draftless.engine.latency import FULL, keep, measure, read_cached
 
     found = None if is_forced else read_cached(target)
-    if found is not None and found.facts["is_full"]:
+    if found is not None and found.facts.get("is_full"):
         stderr.print("measured before; --force measures again")
         return found
     with progress_bar() as progress:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from draftless.drafters.common import check_least
+from draftless.drafters.common import check_adaptive_ids, check_least
 from draftless.drafters.guesses import Guesses, PythonGuesses
 from draftless.drafters.native_guesses import NativeGuesses, is_native, native_successors
 from draftless.drafters.pace import FIRST_TRUST, Pace, trust_after
 from draftless.drafters.planner import Planner, StepPrices, best_width
 from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.drafters.successors import Successors
-from draftless.errors import ConfigError
 from draftless.prices import PriceList, read_price_list
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
@@ -45,10 +44,10 @@ _PASSED_ON = 0.25  # of what a request learnt about the sources
 class AutoDrafter:
     """Drafts from all sources at once, by measured prices.
 
-    Of a request three things stay, none of which can change what is written: a little of how much each
-    kind of evidence was worth (some 240 numbers), so that a model whose adaptive tokens mean nothing,
-    say, is known after a few requests; whether drafting paid; and what the target said after the pairs of
-    tokens it met.
+    Of a request four things stay, none of which can change what is written (ADR 8): a little of how much
+    each kind of evidence was worth (some 240 numbers), so that a model whose adaptive tokens mean nothing,
+    say, is known after a few requests; whether drafting paid; what steps cost beside the list; and, with
+    `keep_table`, what the target said after the pairs of tokens it met.
 
     Args:
         prices: what a forward costs on this machine: a `PriceList`, its dict, or its file; None is
@@ -69,15 +68,11 @@ class AutoDrafter:
         vocab_size: int | None = None,
     ) -> None:
         check_least("auto", max_width=(max_width, 2))
-        limit = float("inf") if vocab_size is None else vocab_size
-        if any(not 0 <= one < limit for one in adaptive_ids):
-            raise ConfigError(
-                f"adaptive_ids={list(adaptive_ids)} of auto are not all ids of the model, which "
-                f"are 0 to {limit - 1}"
-            )
+        check_adaptive_ids("auto", adaptive_ids, vocab_size)
         self._planner = Planner(_price_list(prices), max_width)
         self._adaptive_ids = tuple(adaptive_ids)
-        self._is_native: bool | None = None  # known when the target is: at the first request
+        # Where no target is compiled yet, it is asked again at the first request.
+        self._is_native: bool | None = is_native() or None
         self._keeps_table = keep_table
         self._kept: Any = None
         self._states: WeakKeyDictionary[Row, _State] = WeakKeyDictionary()
@@ -165,12 +160,14 @@ class _State:
             self.pace.sleep(self.guesses.look() if self.pace.looks else 0)
             return
         self.gains = ()
-        if verdict.finish_reason:
-            return
         assert self.prices is not None
         seconds = self.prices.seconds[width - 1]
-        self.pace.count(len(verdict.token_ids), seconds, self.prices.plain_s)
-        self.guesses.observe(record)
+        if (
+            record.tree.num_nodes > 1 or not verdict.finish_reason
+        ):  # a last step may have had no room
+            self.pace.count(len(verdict.token_ids), seconds, self.prices.plain_s)
+        if not verdict.finish_reason:
+            self.guesses.observe(record)
 
 
 def _price_list(prices: PriceList | Mapping[str, Any] | str | Path | None) -> PriceList:

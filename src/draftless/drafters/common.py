@@ -1,7 +1,8 @@
-"""What several drafters share: options with a lower bound, and ranking under the target's noise."""
+"""What several drafters share: checks of options, and ranking under the target's noise."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,14 +15,30 @@ _LIKELY = 32  # tokens that compete under the noise when the target truncates it
 
 
 def check_least(drafter: str, **options: tuple[int, int]) -> None:
-    """Refuse options below their least value; each option is given as `(value, least)`.
+    """Refuse options that are no integers or below their least; each is given as `(value, least)`.
 
     Raises:
         ConfigError: naming the drafter, the option, its value and the limit.
     """
     for name, (value, least) in options.items():
+        if not isinstance(value, int):
+            raise ConfigError(f"{name}={value!r} of {drafter} is no integer")
         if value < least:
             raise ConfigError(f"{name}={value} of {drafter} is below {least}")
+
+
+def check_adaptive_ids(drafter: str, ids: Sequence[int], vocab_size: int | None) -> None:
+    """Refuse adaptive tokens that are not in the vocabulary (of unknown size: None).
+
+    Raises:
+        ConfigError: naming the drafter, the ids and the limits.
+    """
+    limit = float("inf") if vocab_size is None else vocab_size
+    if not all(isinstance(one, int) and 0 <= one < limit for one in ids):
+        known = "from 0 on" if vocab_size is None else f"0 to {vocab_size - 1}"
+        raise ConfigError(
+            f"adaptive_ids={list(ids)} of {drafter} are not all ids of the model, which are {known}"
+        )
 
 
 def fitting_template(given: Any, depth: int, top_k: int) -> tuple[RankPath, ...]:

@@ -58,7 +58,7 @@ class TRJacobiDrafter:
 
     Args:
         budget: most nodes of a tree, the root included; 70 is the paper's tree.
-        depth: deepest node.
+        depth: deepest guess; a retrieved chain may go on below.
         top_k: guesses per depth.
         retrieval_ngram: longest suffix that is looked up.
         retrieval_len: length of the retrieved chain; 0 turns retrieval off.

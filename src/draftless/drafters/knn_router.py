@@ -67,7 +67,7 @@ class KNNSSDDrafter(LayerSkipDrafter):
             self.store.check_model(model_fingerprint)
         if num_layers is not None:
             self.store.check_layers(num_layers)
-        general = override(self.store.general, threshold, depth, siblings)
+        general = override("knn-ssd", self.store.general, threshold, depth, siblings)
         super().__init__(
             general.skip_set,
             general.threshold,
@@ -77,7 +77,7 @@ class KNNSSDDrafter(LayerSkipDrafter):
             couple,
         )
         self._settings = {
-            label: override(setting, threshold, depth, siblings)
+            label: override("knn-ssd", setting, threshold, depth, siblings)
             for label, setting in self.store.settings.items()
         }
         self._neighbours = neighbours

@@ -70,7 +70,7 @@ class LayerSkipDrafter:
             setting = read_skip_file(skip_set)
         else:
             setting = SkipSetting(SkipSet.from_dict(skip_set), _THRESHOLD, _DEPTH, _SIBLINGS)
-        self.setting = override(setting, threshold, depth, siblings)
+        self.setting = override("layer-skip", setting, threshold, depth, siblings)
         if num_layers is not None:
             self.setting.skip_set.check(num_layers)
         self._adaptive = adaptive
@@ -128,9 +128,13 @@ class LayerSkipDrafter:
 
 
 def override(
-    setting: SkipSetting, threshold: float | None, depth: int | None, siblings: int | None
+    drafter: str,
+    setting: SkipSetting,
+    threshold: float | None,
+    depth: int | None,
+    siblings: int | None,
 ) -> SkipSetting:
-    """The setting with what is given in its place.
+    """The setting with what is given to a drafter in its place.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -141,9 +145,9 @@ def override(
         setting.depth if depth is None else depth,
         setting.siblings if siblings is None else siblings,
     )
-    check_least("layer-skip", depth=(setting.depth, 1), siblings=(setting.siblings, 0))
+    check_least(drafter, depth=(setting.depth, 1), siblings=(setting.siblings, 0))
     if not 0.0 <= setting.threshold <= 1.0:
-        raise ConfigError(f"threshold={setting.threshold} of layer-skip is not between 0 and 1")
+        raise ConfigError(f"threshold={setting.threshold} of {drafter} is not between 0 and 1")
     return setting
 
 

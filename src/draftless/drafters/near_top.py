@@ -16,7 +16,10 @@ def shares_near_top(
     scores: Sequence[float],  # n, their logits
     least: float,
 ) -> Found:
-    """The best tokens with the cells of their shares among all; none below `least`."""
+    """The best tokens with the cells of their shares among all; none below `least`.
+
+    Shares of logits that are not finite are no numbers; such a row says nothing.
+    """
     exp, best = math.exp, scores[0]
     weights = [exp(score - best) for score in scores]
     total = 0.0
@@ -25,7 +28,7 @@ def shares_near_top(
     found = []
     for rank, (token_id, weight) in enumerate(zip(ids, weights, strict=True)):
         share = weight / total
-        if share < least:
+        if not share >= least:
             break
         found.append((token_id, share_cell(share, is_best=not rank)))
     return found

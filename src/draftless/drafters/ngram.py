@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
+from draftless.drafters.common import check_least
 from draftless.errors import ConfigError
 from draftless.types import DraftPasses, DraftTree, Row, StepRecord
 
@@ -70,8 +71,7 @@ class PromptLookupDrafter:
     """
 
     def __init__(self, num_draft_tokens: int = 10, max_ngram: int = 3, min_ngram: int = 1) -> None:
-        if num_draft_tokens < 1:
-            raise ConfigError(f"num_draft_tokens={num_draft_tokens} is below 1")
+        check_least("prompt-lookup", num_draft_tokens=(num_draft_tokens, 1))
         if not 1 <= min_ngram <= max_ngram:
             raise ConfigError(f"need 1 <= min_ngram <= max_ngram, got {min_ngram} and {max_ngram}")
         self._num_draft_tokens = num_draft_tokens

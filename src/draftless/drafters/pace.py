@@ -27,9 +27,9 @@ def trust_after(trust: float, saved: float) -> float:
 
     Args:
         trust: that this request began with.
-        saved: plain steps that it saved by drafting (`Pace.saved`).
+        saved: plain steps that it saved by drafting (`Pace.saved`); 0 says nothing: it never drafted.
     """
-    return trust + _MOVED * ((saved > 0.0) - trust)
+    return trust + _MOVED * ((saved > 0.0) - trust) if saved else trust
 
 
 class Pace:
@@ -97,6 +97,7 @@ class Pace:
 
     def count(self, num_tokens: int, seconds: float, plain_s: float) -> None:
         """A step that drafted was made."""
+        self._is_hopeless = False
         self._tokens = self._tokens * _KEEP + num_tokens
         self._seconds = self._seconds * _KEEP + seconds
         self._steps = self._steps * _KEEP + 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import Any
@@ -32,18 +33,31 @@ def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter
     """Build a drafter.
 
     Raises:
-        ConfigError: for an unknown name or option; the message lists the known ones.
+        ConfigError: for an unknown name or option (the message lists the known ones), and for a value
+            that the drafter cannot take.
     """
     if name not in DRAFTERS:
         raise ConfigError(f"drafter {name!r} is unknown; known are {', '.join(DRAFTERS)}")
     factory = _factory(name)
-    known = list(inspect.signature(factory).parameters)
-    unknown = [key for key in options or {} if key not in known]
+    options = options or {}
+    known = inspect.signature(factory).parameters
+    unknown = [key for key in options if key not in known]
     if unknown:
         raise ConfigError(
             f"drafter {name!r} has no option {', '.join(unknown)}; it knows {', '.join(known) or 'none'}"
         )
-    drafter: Drafter = factory(**(options or {}))
+    for key, value in options.items():
+        default = known[key].default
+        if isinstance(default, int) and type(value) is not type(default):
+            raise ConfigError(
+                f"{key}={value!r} of {name} is no {type(default).__name__}, as {default} is"
+            )
+    try:
+        drafter: Drafter = factory(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"drafter {name!r} cannot take {reprlib.repr(dict(options))}: {error}"
+        ) from error
     return drafter
 
 

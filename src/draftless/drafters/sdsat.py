@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from draftless.drafters.common import best_ids, check_least, competing
+from draftless.drafters.common import best_ids, check_adaptive_ids, check_least, competing
 from draftless.drafters.growth import TreeGrowth
 from draftless.drafters.ngram import NgramIndex
 from draftless.errors import ConfigError
@@ -75,11 +75,7 @@ class SDSATDrafter:
                 "sdsat needs a model with adaptive tokens, and this one has none: train them with "
                 "`draftless train sdsat`, or name their ids with adaptive_ids"
             )
-        if min(adaptive_ids) < 0 or (vocab_size is not None and max(adaptive_ids) >= vocab_size):
-            limit = "" if vocab_size is None else f" up to {vocab_size - 1}"
-            raise ConfigError(
-                f"adaptive_ids={list(adaptive_ids)} of sdsat are not all ids of the model{limit}"
-            )
+        check_adaptive_ids("sdsat", adaptive_ids, vocab_size)
         if steps not in (1, 2):
             raise ConfigError(f"steps={steps} of sdsat is neither 1 nor 2")
         least = {"k": (k, 1), "budget": (budget, 2), "top_k": (top_k, 1)}

@@ -27,7 +27,7 @@ from draftless.drafters.fusion import (
 )
 from draftless.drafters.jacobi import leftover_nodes
 from draftless.drafters.near_top import NUM_SHARED, shares_near_top
-from draftless.drafters.successors import Said, Successors
+from draftless.drafters.successors import Said, Successors, said_at
 from draftless.drafters.suffix_index import State, SuffixIndex
 from draftless.types import DraftTree, Row, StepRecord
 
@@ -93,14 +93,13 @@ class Sources:
         """
         found, order = self._retrieved(context, depth)
         speaks = 0 if not order else 1 if order == 1 else 2
-        entry, first = self._successors.after(before, token_id)
-        if entry is not None:
+        said, first = self._successors.after(before, token_id)
+        if said is not None:
             speaks += 3
-            said, node = entry
             near = (
-                self._under_noise(said, node, depth)
+                self._under_noise(said, depth)
                 if self._noise is not None
-                else said.shares(node, self._share)
+                else said.shares(self._share)
             )
             found += [(candidate, cell + first) for candidate, cell in near]
         if depth <= len(self.ahead):
@@ -136,10 +135,10 @@ class Sources:
             ]
         return found, longest
 
-    def _under_noise(self, said: Said, node: int, depth: int) -> Found:
+    def _under_noise(self, said: Said, depth: int) -> Found:
         assert self._noise is not None
         position, temperature = self._position(depth), self._row.params.temperature
-        return said.shares_under(node, self._noise, position, temperature, self._share)
+        return said.shares_under(self._noise, position, temperature, self._share)
 
     def _position(self, depth: int) -> int:
         """Of a place `depth` tokens behind the text's last one."""
@@ -162,30 +161,34 @@ class Sources:
         firsts = [probed_cells(slot) for _, slot in slots]
         firsts += [denoised_cells(depth) for depth in range(len(slots) + 1, len(ahead) + 1)]
         assert record.logits is not None
-        said = Said(record.logits)
+        said = said_at(record.logits)
         self.slots = [slot for _, slot in slots]
         place = len(row.token_ids) - len(record.verdict.token_ids) - 2
         self._recycle(tree, said, num_drafts, row.token_ids[place] if place >= 0 else -1)
         if self._noise is not None:
             near = self._ahead(said, record.logits, ahead)
         else:
-            near = [said.shares(node, self._share) for node in ahead]
+            near = [said[node].shares(self._share) for node in ahead]
         self.ahead = [
             [(token_id, cell + first) for token_id, cell in found]
             for found, first in zip(near, firsts, strict=True)
         ]
 
-    def _recycle(self, tree: DraftTree, said: Said, num_drafts: int, before_root: int) -> None:
+    def _recycle(
+        self, tree: DraftTree, said: Sequence[Said], num_drafts: int, before_root: int
+    ) -> None:
         """Keep what the target said after the root and the drafts."""
         token_ids, parents, learn = tree.token_ids, tree.parents, self._successors.learn
         for node in range(num_drafts):
             before = token_ids[parents[node]] if node else before_root
-            learn(before, token_ids[node], (said, node))
+            learn(before, token_ids[node], said[node])
 
-    def _ahead(self, said: Said, logits: torch.Tensor, nodes: Sequence[int]) -> list[Found]:
+    def _ahead(
+        self, said: Sequence[Said], logits: torch.Tensor, nodes: Sequence[int]
+    ) -> list[Found]:
         """What some nodes say about depths 1, 2, ... of the next tree under the noise there."""
         if self._is_truncated:
-            return [self._under_noise(said, node, 1 + place) for place, node in enumerate(nodes)]
+            return [self._under_noise(said[node], 1 + place) for place, node in enumerate(nodes)]
         if not nodes:
             return []
         assert self._noise is not None

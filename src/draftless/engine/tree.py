@@ -25,34 +25,3 @@ def select(tree: DraftTree, nodes: Sequence[int]) -> DraftTree:
         scores=tuple(tree.scores[n] for n in nodes) if tree.scores else (),
         sources=tuple(tree.sources[n] for n in nodes) if tree.sources else (),
     )
-
-
-def merge_siblings(tree: DraftTree) -> DraftTree:
-    """Merge siblings that carry the same token, so that a walk reaches all of their children.
-
-    A draft and a probe are never merged. The first of equal siblings keeps its place and source;
-    scores of merged nodes keep the largest.
-    """
-    key_to_node: dict[tuple[int, int, bool], int] = {}
-    target: list[int] = []
-    for node in range(tree.num_nodes):
-        if node == 0:
-            target.append(0)
-            continue
-        probe = bool(tree.is_probe) and tree.is_probe[node]
-        key = (target[tree.parents[node]], tree.token_ids[node], probe)
-        target.append(key_to_node.setdefault(key, node))
-    if all(kept == node for node, kept in enumerate(target)):
-        return tree
-    scores = list(tree.scores)
-    for node, kept in enumerate(target):
-        if scores and kept != node:
-            scores[kept] = max(scores[kept], scores[node])
-    merged = DraftTree(
-        tree.token_ids,
-        tuple(target[parent] if node else -1 for node, parent in enumerate(tree.parents)),
-        tree.is_probe,
-        tuple(scores),
-        tree.sources,
-    )
-    return select(merged, [node for node, kept in enumerate(target) if kept == node])

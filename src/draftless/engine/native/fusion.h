@@ -31,7 +31,7 @@ void add_shares(const Id* ids, const Score* scores, int64_t count, double least,
   }
   for (int64_t rank = 0; rank < count; ++rank) {
     const double share = weights[rank] / total;
-    if (share < least) break;
+    if (!(share >= least)) break;  // nor where logits are not finite
     found.push_back({static_cast<int64_t>(ids[rank]), first_cell + share_cell(share, rank == 0)});
   }
 }
