@@ -68,14 +68,16 @@ type: $(VENV)/.dev ## mypy, strict, on src/
 
 check: lint type test ## what CI runs
 
-LIMIT ?= 36
+LIMIT ?= 63
+DRAFTERS ?= none,auto,prompt-lookup,recycling,tr-jacobi,sdsat,layer-skip
 THREADS ?= 1
 BENCH_RUN := bench-runs/embedded
 RESULTS := benchmarks/results/embedded
 
 bench: $(VENV)/.dev ## measure the embedded model and refresh results and tables (LIMIT=108 takes all questions)
 	$(BIN)/draftless bench run --name embedded --suite tiny --limit $(LIMIT) --threads $(THREADS) \
-		--temperature 0,1 --output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
+		--temperature 0,1 --drafters $(DRAFTERS) --drafter-option recycling.keep_table=true \
+		--output $(BENCH_RUN) $(if $(wildcard $(BENCH_RUN)/rows.jsonl),--resume)
 	rm -rf $(RESULTS) && mv $(BENCH_RUN) $(RESULTS)
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/draftless bench report $(RESULTS) --output bench-runs/report

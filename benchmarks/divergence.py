@@ -1,6 +1,6 @@
 """Is the limit of near-ties right? Plain decoding must stay below it, planted bugs must go beyond.
 
-    python benchmarks/divergence.py [--out FILE]
+    python benchmarks/divergence.py [--output FILE]
 
 The runs of `draftless bench run` judge every drafter; here the judge itself is on trial
 (`docs/adr/0004-unit-of-near-ties.md`): plain decoding against plain decoding in batches of four,
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--planted-questions", type=int, default=18)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "near-ties.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "near-ties.json")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -150,8 +150,8 @@ def main() -> None:
         result[name] = found
         for case, counts in found.items():
             print(name, case, {k: v for k, v in counts.items() if k != "margins"})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

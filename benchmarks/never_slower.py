@@ -1,6 +1,6 @@
 """Where drafting cannot pay: is `auto` ever slower than plain decoding?
 
-    python benchmarks/never_slower.py [--drafter auto] [--compile] [--out FILE]
+    python benchmarks/never_slower.py [--drafter auto] [--compile] [--output FILE]
 
 Five places: text of random tokens, temperature 1.5, an untrained model (the same architecture with
 random weights, greedy and sampled), and a batch of eight. Plain decoding and the drafter answer the
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "never-slower.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "never-slower.json")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -161,8 +161,8 @@ def main() -> None:
         "places": found,
         "prices": prices_of(model.target).to_dict(),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(args.out, result)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

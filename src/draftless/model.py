@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral, Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from draftless.drafters.registry import DRAFTERS, NEED_CHECKPOINT, default_options, make_drafter
+from draftless.drafters.registry import (
+    DRAFTERS,
+    NEED_CHECKPOINT,
+    check_options,
+    default_options,
+    make_drafter,
+)
 from draftless.engine.generation_config import params_from_generation_config
 from draftless.engine.loop import Request, decode, make_request
 from draftless.engine.target import Attention, TargetModel
 from draftless.errors import ArtifactError, ConfigError, InputError
+from draftless.hub import hub_folder
 from draftless.manifest import Manifest, read_manifest
 from draftless.params import SamplingParams
 from draftless.types import Chunk, Drafter, Output
@@ -77,37 +85,37 @@ class Draftless:
             path_or_model: checkpoint folder, hub id, or a loaded model (which keeps its dtype and
                 place and gets our attention); None is the embedded model.
             tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
-            drafter: a name of the registry or your own; None is the checkpoint's choice
-                (`draftless.json`), else `auto`, which uses whatever there is.
+            drafter: a name of the registry or your own; None is the checkpoint's choice, else `auto`.
             drafter_options: options of a named drafter; the rest comes from the checkpoint.
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
-            compile: compile the forward pass: some seconds now, faster passes later, worth it from
-                about 1,000 tokens on. Where that is impossible a warning says why.
+            compile: compile the forward pass: some time now (seconds when it was compiled before), faster
+                passes later. Where that is impossible a warning says why.
             strict: the same ids for every drafter in half precision, too; needs `compile`, costs time.
-            int8: round the weights of the linear layers to what int8 holds; this model's own output is
-                then the target. Compiled on a CPU with AVX512-BF16, they take half the memory.
-            input_only_ids: ids that are never emitted, in addition to the adaptive tokens that the
-                checkpoint's `draftless.json` names; for a loaded model, which comes without one.
+            int8: round the linear layers' weights to what int8 holds; that model's own output is then the
+                target. Compiled on a CPU with AVX512-BF16, they take half the memory.
+            input_only_ids: never emitted, beside the adaptive tokens that a checkpoint's `draftless.json`
+                names; for a loaded model, which comes without one.
 
         Raises:
             ArtifactError: the checkpoint cannot be read.
             CapabilityError: exact drafting cannot work with this model.
             ConfigError: an option is unknown or cannot be honoured.
         """
+        if isinstance(drafter, str):
+            check_options(drafter, drafter_options or {})
         manifest, folder = None, None
         how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
         if isinstance(path_or_model, PreTrainedModel):
             if dtype is not None or device is not None or int8:
                 raise ConfigError(
-                    "dtype, device and weights are those of the loaded model; leave them out"
+                    "a loaded model has its dtype, device and weights; leave them out"
                 )
             target = TargetModel(path_or_model, input_only_ids=input_only_ids, **how)
         else:
             path = embedded_model_path() if path_or_model is None else path_or_model
-            folder = Path(path) if Path(path).is_dir() else None
-            manifest = read_manifest(folder) if folder else None
+            folder, manifest = _ours_of(path)
             input_only_ids = (*_adaptive_ids(manifest), *input_only_ids)
             target = TargetModel.from_pretrained(
                 path, dtype=dtype, device=device, input_only_ids=input_only_ids, int8=int8, **how
@@ -162,7 +170,8 @@ class Draftless:
 
         Args:
             prompts: text, token ids or chat messages; or a list of such.
-            params: `SamplingParams` or a `GenerationConfig`; or one per prompt.
+            params: `SamplingParams` or a `GenerationConfig` (whose unset fields are the model's own, as in
+                `transformers`); or one per prompt.
             streamer: a `transformers` streamer; one prompt only.
             **overrides: fields of `SamplingParams`, such as `temperature=0.7`.
 
@@ -218,8 +227,13 @@ class Draftless:
     def encode(self, prompt: Prompt) -> list[int]:
         """The ids of one prompt, in the format that the checkpoint was trained with."""
         if isinstance(prompt, torch.Tensor):
-            return [int(i) for i in prompt.flatten()]
-        if not isinstance(prompt, str) and all(isinstance(item, int) for item in prompt):
+            prompt = prompt.flatten().tolist()
+        if not isinstance(prompt, Sequence):
+            raise InputError(f"a prompt is text, token ids or chat messages, not {prompt!r}")
+        if not isinstance(prompt, str) and not any(isinstance(item, Mapping) for item in prompt):
+            strange = [item for item in prompt if not isinstance(item, Integral)]
+            if strange:
+                raise InputError(f"the prompt holds {strange[0]!r}, which is no token id")
             return [int(i) for i in prompt]  # type: ignore[arg-type]
         if self.tokenizer is None:
             raise ConfigError("text needs a tokenizer; pass tokenizer= or token ids")
@@ -245,6 +259,20 @@ class Draftless:
             return ()
         return (eos,) if isinstance(eos, int) else tuple(eos)
 
+    def _resolve(
+        self, params: Params | None, prompt_len: int, overrides: Mapping[str, Any]
+    ) -> SamplingParams:
+        known = SamplingParams.__dataclass_fields__
+        unknown = [name for name in overrides if name not in known]
+        if unknown:
+            raise ConfigError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
+        if isinstance(params, GenerationConfig):
+            of_model = self.target.model.generation_config
+            return params_from_generation_config(params, prompt_len, of_model, **overrides)
+        if not isinstance(params, SamplingParams | None):
+            raise ConfigError(f"params are SamplingParams or a GenerationConfig, not {params!r}")
+        return replace(params or SamplingParams(), **overrides)
+
     def _requests(
         self,
         prompts: Sequence[Any],
@@ -262,7 +290,7 @@ class Draftless:
                     self.target,
                     index,
                     ids,
-                    _resolve(one, len(ids), overrides),
+                    self._resolve(one, len(ids), overrides),
                     self.tokenizer,
                     self.eos_token_ids,
                 )
@@ -270,30 +298,18 @@ class Draftless:
         return requests
 
 
-def _resolve(
-    params: Params | None, prompt_len: int, overrides: Mapping[str, Any]
-) -> SamplingParams:
-    known = SamplingParams.__dataclass_fields__
-    unknown = [name for name in overrides if name not in known]
-    if unknown:
-        raise ConfigError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
-    if isinstance(params, GenerationConfig):
-        return params_from_generation_config(params, prompt_len, **overrides)
-    return replace(params or SamplingParams(), **overrides)
-
-
 def _as_batch(prompts: Any) -> list[Any] | None:
     """The prompts of a batch, or None if this is one prompt."""
     if isinstance(prompts, str):
         return None
     if isinstance(prompts, torch.Tensor):
-        return None if prompts.dim() == 1 else list(prompts)
+        return None if prompts.dim() < 2 else list(prompts)
     if not isinstance(prompts, Sequence):
         raise InputError(
             f"a prompt is text, token ids or chat messages (or a list of such), not {type(prompts).__name__}"
         )
     items = list(prompts)
-    if not items or isinstance(items[0], int | Mapping):
+    if not items or isinstance(items[0], Number | Mapping):
         return None
     return items
 
@@ -336,6 +352,12 @@ def _decoding_options(
     if "store" in options and folder is not None:
         options["store"] = folder / options["store"]
     return options
+
+
+def _ours_of(path: str | Path) -> tuple[Path | None, Manifest | None]:
+    """The folder of a checkpoint, local or from the hub, and its `draftless.json`."""
+    folder = Path(path) if Path(path).is_dir() else hub_folder(str(path))
+    return folder, read_manifest(folder) if folder else None
 
 
 def _adaptive_ids(manifest: Manifest | None) -> tuple[int, ...]:

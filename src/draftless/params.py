@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import LogitsProcessor, StoppingCriteria
 
 
+LEAST_TEMPERATURE = 1e-6
+"""But for 0, which is greedy."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How one request is decoded. Names and meanings follow `transformers` where it has them.
@@ -35,7 +39,8 @@ class SamplingParams:
         exponential_decay_length_penalty: (start, factor).
         prefix_allowed_tokens_fn: called with (0, prefix ids) and returns the allowed ids.
         remove_invalid_values, renormalize_logits: as in `transformers`.
-        logits_processors: your own `LogitsProcessor`s, run once per emitted token, in order.
+        logits_processors: your own `LogitsProcessor`s, run once per emitted token, in order. They must be
+            functions of the ids and scores: prompts of a batch share them, step by step.
         stop: strings that end the text.
         include_stop: keep the stop string in `text`.
         eos_token_ids: ids that end the text; None means the model's own.
@@ -80,8 +85,20 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._fill_empty()
+        self._check_lists()
         self._normalise("stop", str)
         self._normalise("eos_token_ids", int)
+        self._check_numbers()
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}"
+            )
+        if any(not s for s in self.stop):
+            raise ConfigError("an empty stop string would stop everything; leave it out")
+        if any(len(words) == 0 for words in self.bad_words_ids):
+            raise ConfigError("bad_words_ids holds an empty sequence; leave it out")
+
+    def _check_numbers(self) -> None:
         _whole("max_new_tokens", self.max_new_tokens, 1)
         _whole("min_new_tokens", self.min_new_tokens, 0)
         _whole("top_k", self.top_k, 0)
@@ -90,6 +107,11 @@ class SamplingParams:
         if self.seed is not None:
             _whole("seed", self.seed, None)
         _within("temperature", self.temperature, 0.0, math.inf)
+        if 0.0 < self.temperature < LEAST_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={self.temperature} is below {LEAST_TEMPERATURE}, where logits over it "
+                "overflow; use 0 for greedy decoding"
+            )
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
         _within("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
@@ -101,14 +123,6 @@ class SamplingParams:
                 _within(name, getattr(self, name), 0.0, 1.0, open_low=True, open_high=True)
         if self.max_time_s is not None:
             _within("max_time_s", self.max_time_s, 0.0, math.inf)
-        if self.min_new_tokens > self.max_new_tokens:
-            raise ConfigError(
-                f"min_new_tokens={self.min_new_tokens} is above max_new_tokens={self.max_new_tokens}"
-            )
-        if any(not s for s in self.stop):
-            raise ConfigError("an empty stop string would stop everything; leave it out")
-        if any(len(words) == 0 for words in self.bad_words_ids):
-            raise ConfigError("bad_words_ids holds an empty sequence; leave it out")
 
     def _fill_empty(self) -> None:
         """Lists may be given as None, as a GenerationConfig leaves them."""
@@ -116,12 +130,44 @@ class SamplingParams:
             if default == () and getattr(self, name) is None:
                 object.__setattr__(self, name, ())
 
+    def _check_lists(self) -> None:
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if (
+                default == ()
+                and name != "stop"
+                and (isinstance(value, str) or not isinstance(value, Sequence))
+            ):
+                raise ConfigError(f"{name}={value!r} is no list")
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            _ids(name, getattr(self, name))
+        for words in self.bad_words_ids:
+            _ids("bad_words_ids", words)
+        for pair in self.sequence_bias:
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ConfigError(
+                    f"sequence_bias holds {pair!r}; each must be a pair ([ids], bias)"
+                )
+            _ids("sequence_bias", pair[0])
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            if value is not None:
+                _ids(name, value if isinstance(value, Sequence) else [value])
+        decay = self.exponential_decay_length_penalty
+        if decay is not None and (not isinstance(decay, Sequence) or len(decay) != 2):
+            raise ConfigError(f"exponential_decay_length_penalty={decay!r} is no (start, factor)")
+
     def _normalise(self, name: str, single: type) -> None:
         """Make a tuple of a field that may be given as one value."""
         value = getattr(self, name)
         if value is None:
             return
-        items = (value,) if isinstance(value, single) else tuple(value)
+        if isinstance(value, single):
+            items: tuple[Any, ...] = (value,)
+        elif isinstance(value, Sequence):
+            items = tuple(value)
+        else:
+            raise ConfigError(f"{name}={value!r} is neither of type {single.__name__} nor a list")
         for item in items:
             if not isinstance(item, single) or isinstance(item, bool):
                 raise ConfigError(f"{name} holds {item!r}; each must be of type {single.__name__}")
@@ -166,9 +212,14 @@ _PROCESSOR_FIELDS = (
 _DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
 
 
+def _ids(name: str, ids: object) -> None:
+    if not isinstance(ids, Sequence) or not all(type(one) is int for one in ids):
+        raise ConfigError(f"{name} holds {ids!r}, which is no list of token ids")
+
+
 def _whole(name: str, value: object, low: int | None) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r} is not a whole number")
+        raise ConfigError(f"{name}={value!r} is not an int")
     if low is not None and value < low:
         raise ConfigError(f"{name}={value} is below {low}")
 
@@ -187,5 +238,5 @@ def _within(
     above = value > low if open_low else value >= low
     below = value < high if open_high or math.isinf(high) else value <= high
     if not (above and below):  # false for NaN too
-        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high or math.isinf(high) else ']'}"
         raise ConfigError(f"{name}={value} lies outside {interval}")

@@ -96,7 +96,7 @@ def test_all_places_are_written_with_their_provenance(
 ) -> None:
     model, out = save_bench_model(tmp_path / "model"), tmp_path / "out.json"
     options = ["--prompts", "2", "--tokens", "3", "--repeats", "1", "--dtype", "float32"]
-    options += ["--drafter", "prompt-lookup", "--model", str(model), "--out", str(out)]
+    options += ["--drafter", "prompt-lookup", "--model", str(model), "--output", str(out)]
     monkeypatch.setattr(sys, "argv", ["never_slower.py", *options])
     never_slower.main()
     result = json.loads(out.read_text())

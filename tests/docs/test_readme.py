@@ -73,8 +73,11 @@ def test_make_targets_exist(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", sorted(set(shell_lines("python"))))
-def test_scripts_exist(line: str) -> None:
-    assert (ROOT / line.split()[1]).exists(), line
+def test_scripts_and_their_options_exist(line: str) -> None:
+    _, script, *words = line.split()
+    source = (ROOT / script).read_text()
+    for word in words:
+        assert not word.startswith("--") or f'"{word}"' in source, f"{line}: no option {word}"
 
 
 @pytest.mark.parametrize(("page", "source"), blocks("python"))

@@ -1,4 +1,4 @@
-"""A tiny byte-level tokenizer, built in memory."""
+"""Tiny tokenizers, built in memory."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=["<turn>"],
         clean_up_tokenization_spaces=False,
     )
+
+
+@cache
+def fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Tokens that are single bytes, as `llama` falls back to: C3 A9 (an e with an accent), FF, and `a`."""
+    vocab = {"<0xC3>": 0, "<0xA9>": 1, "<0xFF>": 2, "a": 3}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def byte_ids(text: str) -> list[int]:

@@ -16,10 +16,8 @@ from draftless import Draftless
 from draftless.engine import probes
 from draftless.engine import target as target_module
 from draftless.engine.cache import KVCache
-from draftless.engine.compiled import forward as forward_module
 from draftless.engine.compiled import linears
 from draftless.engine.compiled import strict as strict_module
-from draftless.engine.compiled.compiler import PieceCompiler
 from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.int8 import is_int8, split_int8
 from draftless.engine.target import TargetModel
@@ -226,41 +224,6 @@ def test_a_row_has_the_same_bits_beside_any_few_others() -> None:
     torch.testing.assert_close(alone.float(), x.float() @ weight.float().T, atol=0.1, rtol=0.01)
     for num_rows in range(2, 7):
         assert product(packed, x[:num_rows]).equal(alone[:num_rows])
-
-
-# --- where there is no compiler ----------------------------------------------------------------
-
-
-def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(*_: object) -> None:
-        raise RuntimeError("no C++ compiler\nand more lines")
-
-    monkeypatch.setattr(PieceCompiler, "__call__", none)
-    with pytest.warns(
-        UserWarning, match=r"cannot be compiled here \(RuntimeError: no C\+\+ compiler\)"
-    ):
-        model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True)
-    assert not model.is_compiled
-    torch.testing.assert_close(logits_of(model, 5), logits_of(target("llama", "fp32"), 5))
-    with (
-        pytest.warns(UserWarning, match="cannot be compiled"),
-        pytest.raises(CapabilityError, match="needs a model that can be compiled"),
-    ):
-        TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True, strict=True)
-
-
-def test_code_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong result is found when the model is loaded, not in the text."""
-    merge = forward_module.merge_linears
-
-    def swapped(graph, tensors, pack):  # type: ignore[no-untyped-def]
-        return merge(graph, tensors, lambda weights, biases: pack(weights[::-1], biases[::-1]))
-
-    monkeypatch.setattr(forward_module, "merge_linears", swapped)
-    monkeypatch.setattr(forward_module, "can_pack", lambda *_: True)
-    with pytest.warns(UserWarning, match="cannot be compiled here"):
-        model = half_precision_model()
-    assert not model.is_compiled
 
 
 def test_options_that_do_not_go_together() -> None:

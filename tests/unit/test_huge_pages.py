@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 
+import pytest
 import torch
 
 from draftless.engine.compiled.huge_pages import HugePages
@@ -21,6 +22,15 @@ def test_copies_are_equal_and_stay_apart() -> None:
     copies[0].fill_(0)
     assert torch.equal(copies[1], tensors[1])
     assert torch.equal(copies[2], tensors[2])
+
+
+def test_a_kernel_without_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Plain)
+    assert HugePages().place(torch.arange(9)).tolist() == list(range(9))
 
 
 def test_small_copies_share_a_piece_and_outlive_what_made_them() -> None:

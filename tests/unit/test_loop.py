@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
 from draftless.engine.loop import decode, make_request
 from draftless.errors import ConfigError, InputError
 from draftless.params import SamplingParams
-from draftless.types import DraftTree, Row
+from draftless.types import DraftPasses, DraftTree, Row
 from support.drafters import HALF, registered
 from support.driving import Job, run
 from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
@@ -55,6 +57,18 @@ def test_unknown_drafters_and_options() -> None:
         make_drafter("none", {"budget": 3})
 
 
+def test_a_tree_that_begins_elsewhere_is_refused() -> None:
+    """It would be written as if the row had ended so."""
+
+    class Elsewhere(NullDrafter):
+        def propose(self, rows: Sequence[Row], _: DraftPasses) -> list[DraftTree]:
+            return [DraftTree.chain([row.token_ids[-1] + 1]) for row in rows]
+
+    job = Job([1, 2], SamplingParams(max_new_tokens=2))
+    with pytest.raises(ConfigError, match=r"with root 3; node 0 must carry .* the row, 2"):
+        run(target("llama"), Elsewhere(), [job], audit=False)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "told"),
     [
@@ -67,7 +81,11 @@ def test_unknown_drafters_and_options() -> None:
         ("auto", {"prices": 3}, r"'auto' cannot take \{'prices': 3\}"),
         ("sdsat", {"adaptive_ids": [3], "couple": "false"}, "couple='false' of sdsat is no bool"),
         ("layer-skip", {"skip_set": HALF, "depth": 2.5}, "depth=2.5 of layer-skip is no integer"),
-        ("layer-skip", {"skip_set": HALF, "threshold": "x"}, "'layer-skip' cannot take .*'x'"),
+        (
+            "layer-skip",
+            {"skip_set": HALF, "threshold": "x"},
+            "threshold=x of layer-skip is not between",
+        ),
     ],
 )
 def test_options_of_another_type(name: str, options: dict[str, Any], told: str) -> None:

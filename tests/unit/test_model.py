@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, TextStreamer
@@ -125,6 +127,28 @@ def test_a_generation_config_is_honoured(model: Draftless) -> None:
     output = model.generate(ids, config, seed=9)
     expected = model.generate(ids, max_new_tokens=5, temperature=1.0, top_k=3, seed=9)
     assert output.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("given", [{}, {"repetition_penalty": 1.0}, {"max_length": 30}], ids=str)
+def test_unset_fields_of_a_generation_config_are_the_models_own(
+    model: Draftless, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    own = model.target.model.generation_config
+    monkeypatch.setattr(own, "repetition_penalty", 1.6)
+    monkeypatch.setattr(own, "suppress_tokens", [7])
+    monkeypatch.setattr(
+        own, "cache_implementation", "hybrid"
+    )  # as Gemma's; it says nothing of texts
+    ids = model.encode(PROMPTS[2])
+    config = GenerationConfig(**{"max_new_tokens": 20, **given})
+    if "max_length" in given:
+        config.max_new_tokens = None
+    expected = model.target.model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), generation_config=config
+    )
+    assert (
+        model.generate(ids, config, ignore_eos=False).token_ids == expected[0, len(ids) :].tolist()
+    )
 
 
 def test_none_is_an_empty_list_of_options() -> None:
@@ -267,6 +291,13 @@ def test_the_context_fills_up_with_a_length_finish(model: Draftless) -> None:
         ("the", {"temprature": 1.0}, "temprature"),
         ("the", {"params": GenerationConfig(num_beams=4)}, "num_beams=4"),
         ("the", {"params": [SamplingParams()] * 2}, "1 prompts but 2 params"),
+        ("the", {"params": {"temperature": 1.0}}, "not {'temperature': 1.0}"),
+        ([1.5, 2], {}, "1.5, which is no token id"),
+        ([5, "the"], {}, "'the', which is no token id"),
+        ([[5, 1.0]], {}, "1.0, which is no token id"),
+        (["the", 5], {}, "not 5"),
+        (torch.tensor([5.7]), {}, "5.6.*, which is no token id"),
+        (7, {}, "not int"),
     ],
 )
 def test_bad_input_gets_its_own_error(
@@ -274,6 +305,26 @@ def test_bad_input_gets_its_own_error(
 ) -> None:
     with pytest.raises(DraftlessError, match=message):
         model.generate(prompt, **options)  # type: ignore[call-overload]
+
+
+def test_ids_may_be_of_any_integer_type(model: Draftless) -> None:
+    ids = model.encode(PROMPTS[0])
+    expected = model.generate(ids, max_new_tokens=3).token_ids
+    assert model.generate(list(np.array(ids)), max_new_tokens=3).token_ids == expected
+    assert (
+        model.generate(torch.tensor(ids, dtype=torch.int32), max_new_tokens=3).token_ids == expected
+    )
+
+
+def test_what_can_be_refused_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="known are none, auto, prompt-lookup"):
+        Draftless.from_pretrained(tmp_path, drafter="medusa")
+    with pytest.raises(ConfigError, match="max_width='3' of auto"):
+        Draftless.from_pretrained(tmp_path, drafter="auto", drafter_options={"max_width": "3"})
+    with pytest.raises(ConfigError, match="device 'warp' is not there"):
+        Draftless.from_pretrained(tmp_path, device="warp")
+    with pytest.raises(ArtifactError, match=r"there is no folder '\./missing'"):
+        Draftless.from_pretrained("./missing")
 
 
 def test_bad_loading_gets_its_own_error(checkpoint: Path, tmp_path: Path) -> None:

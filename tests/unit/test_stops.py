@@ -14,7 +14,7 @@ from draftless.engine.stops import StopChecker, TextDecoder
 from draftless.errors import ConfigError
 from draftless.params import SamplingParams
 from draftless.types import Row
-from support.tokens import byte_ids, byte_tokenizer
+from support.tokens import byte_ids, byte_tokenizer, fallback_tokenizer
 
 CPU = torch.device("cpu")
 PROMPT = [65, 66]
@@ -34,6 +34,20 @@ def push_all(checker: StopChecker, ids: Sequence[int]) -> tuple[int, str | None]
         if reason:
             return count, reason
     return len(ids), None
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (1, 3, 1), (2, 3), (1, 4)])
+def test_the_text_of_a_stream_does_not_depend_on_where_steps_end(sizes: tuple[int, ...]) -> None:
+    """Byte fallback: two bytes of a character and a stray third one are three broken ones together."""
+    checker = StopChecker(
+        Row(0, PROMPT, SamplingParams(), None), (), fallback_tokenizer(), None, CPU
+    )
+    ids, text = [0, 1, 2, 3, 3], ""
+    for size in sizes:
+        for _ in range(size):
+            checker.push(ids.pop(0))
+        text += checker.take_text(is_last=False)
+    assert text == "\u00e9\ufffd\ufffdaa"
 
 
 def final_text(checker: StopChecker) -> str:

@@ -16,6 +16,7 @@ from draftless.bench.questions import Question, balanced
 from draftless.bench.rows import Case, method_name
 from draftless.bench.streams import make_streams
 from draftless.bench.variants import drafted_models, file_digests, left_out, store_labels
+from draftless.drafters.registry import check_options
 from draftless.errors import ConfigError, InputError
 from draftless.model import Draftless
 from draftless.provenance import collect_provenance
@@ -62,6 +63,8 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value} is below {low}")
+        for name, options in (*((name, {}) for name in self.drafters or ()), *self.variants):
+            check_options(name, options)
         if not self.samplings:
             raise ConfigError("no sampling is given; say at least temperature 0")
         for mix in self.mixes:

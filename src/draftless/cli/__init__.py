@@ -74,5 +74,9 @@ def main() -> None:
         app()
     except DraftlessError as error:
         fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)

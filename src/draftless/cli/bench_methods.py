@@ -99,7 +99,10 @@ def _value(text: str) -> Any:
     """A value as YAML reads it: 8, 0.5, false, text."""
     import yaml
 
-    return yaml.safe_load(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is no value such as 8, 0.5, false or [1, 2]") from error
 
 
 def _values(text: str, option: str) -> list[Any]:

@@ -195,5 +195,5 @@ KLWeight = Annotated[
 ]
 TrainAttention = Annotated[str | None, _option(_RUN, "sdpa or eager.", "--attention")]
 Preview = Annotated[
-    int, _option(_NOISE, "Show so many noised samples and stop.", show_default=False)
+    int, _option(_NOISE, "Show so many noised samples and stop.", show_default=False, min=0)
 ]

@@ -58,7 +58,8 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     """Make Some Noise (arXiv 2406.17404): supervised fine-tuning that also teaches to denoise.
 
     The result is a plain checkpoint folder with a `draftless.json`, so that
-    `draftless generate FOLDER` drafts with TR-Jacobi without further flags.
+    `draftless generate FOLDER` uses what it learned without further flags; `--drafter tr-jacobi`
+    is the paper's.
 
     [bold]Examples[/bold]
 
@@ -111,7 +112,8 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
     """SDSAT (arXiv 2403.18647): fine-tuning that teaches adaptive tokens to predict ahead.
 
     The result is a plain checkpoint folder with a `draftless.json`, so that
-    `draftless generate FOLDER` drafts with its adaptive tokens without further flags.
+    `draftless generate FOLDER` uses its adaptive tokens without further flags; `--drafter sdsat`
+    is the paper's.
 
     [bold]Examples[/bold]
 

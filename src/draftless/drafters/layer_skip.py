@@ -146,7 +146,7 @@ def override(
         setting.siblings if siblings is None else siblings,
     )
     check_least(drafter, depth=(setting.depth, 1), siblings=(setting.siblings, 0))
-    if not 0.0 <= setting.threshold <= 1.0:
+    if not isinstance(setting.threshold, int | float) or not 0.0 <= setting.threshold <= 1.0:
         raise ConfigError(f"threshold={setting.threshold} of {drafter} is not between 0 and 1")
     return setting
 

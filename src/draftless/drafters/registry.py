@@ -10,7 +10,7 @@ from typing import Any
 
 from draftless.engine.latency import prices_of
 from draftless.engine.target import TargetModel
-from draftless.errors import ConfigError
+from draftless.errors import ConfigError, DraftlessError
 from draftless.types import Drafter
 
 DRAFTERS = {
@@ -36,11 +36,28 @@ def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter
         ConfigError: for an unknown name or option (the message lists the known ones), and for a value
             that the drafter cannot take.
     """
+    options = options or {}
+    check_options(name, options)
+    try:
+        drafter: Drafter = _factory(name)(**options)
+    except DraftlessError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"drafter {name!r} cannot take {reprlib.repr(dict(options))}: {error}"
+        ) from error
+    return drafter
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what can be refused before there is a model: the name, and options by name and type.
+
+    Raises:
+        ConfigError: as `make_drafter`.
+    """
     if name not in DRAFTERS:
         raise ConfigError(f"drafter {name!r} is unknown; known are {', '.join(DRAFTERS)}")
-    factory = _factory(name)
-    options = options or {}
-    known = inspect.signature(factory).parameters
+    known = inspect.signature(_factory(name)).parameters
     unknown = [key for key in options if key not in known]
     if unknown:
         raise ConfigError(
@@ -52,20 +69,14 @@ def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter
             raise ConfigError(
                 f"{key}={value!r} of {name} is no {type(default).__name__}, as {default} is"
             )
-    try:
-        drafter: Drafter = factory(**options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"drafter {name!r} cannot take {reprlib.repr(dict(options))}: {error}"
-        ) from error
-    return drafter
 
 
 def default_options(name: str, target: TargetModel, given: Collection[str] = ()) -> dict[str, Any]:
     """Options that depend on the machine and the model rather than on the method, but for `given`.
 
-    On a CPU a pass over 16 rows costs little more than one over a single row, and 70 rows cost
-    about two (DESIGN 8; `benchmarks/results/`), so that is where the default budget stops.
+    A budget stands for a tree that nobody priced. Eager on a CPU a pass over 16 nodes costs little more
+    than one over a single one, and 70 cost two; compiled, where arithmetic limits, 16 cost three times
+    one (`benchmarks/README.md`), and a smaller budget or `auto`, which asks the price list, is faster.
     """
     if name not in DRAFTERS:
         return {}

@@ -147,6 +147,14 @@ class KVCache:
                 self.data[:, :, row, :, start + in_place : start + len(path)] = kept
         self.lengths[row] = start + len(path)
 
+    def wipe(self) -> None:
+        """Zero what lies behind the committed slots of every row.
+
+        Hidden slots weigh nothing, but nothing times NaN is NaN.
+        """
+        for row, length in enumerate(self.lengths):
+            self.data[:, :, row, :, length:].zero_()
+
     def truncate(self, row: int, length: int) -> None:
         """Forget everything of a row behind `length` slots."""
         if not 0 <= length <= self.lengths[row]:

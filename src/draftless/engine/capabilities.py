@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from draftless.engine.attention import ATTENTION_NAME
-from draftless.errors import CapabilityError, ConfigError
+from draftless.errors import ArtifactError, CapabilityError, ConfigError
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
 _WINDOWED_ROPE = {"longrope", "dynamic"}
@@ -114,6 +116,36 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
             f"dtype {name!r} is unknown; use bfloat16, float16, float32 or float64"
         )
     return dtype
+
+
+def check_source(path: str | Path) -> None:
+    """Refuse what is neither a folder nor could be a name on the hub.
+
+    Raises:
+        ArtifactError: there is no such folder.
+    """
+    could_be_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path))
+    if not could_be_name and not Path(path).is_dir():
+        raise ArtifactError(f"there is no folder {str(path)!r}")
+
+
+def parse_device(name: str | torch.device | None) -> torch.device | None:
+    """`cpu`, `cuda`, `cuda:1`, ... as a torch device that is there; None passes through.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device {str(name)!r} is not there: {reason}; leave it out for the CPU"
+        ) from error
+    return device
 
 
 def check_compile(attention: str, is_compiled: bool, is_strict: bool) -> None:

@@ -57,19 +57,27 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 
 
 def params_from_generation_config(
-    config: GenerationConfig, prompt_len: int, **overrides: Any
+    config: GenerationConfig,
+    prompt_len: int,
+    of_model: GenerationConfig | None = None,
+    **overrides: Any,
 ) -> SamplingParams:
     """The same request in our terms.
 
     Args:
-        config: as `transformers.generate` takes it; unset fields have `generate`'s defaults.
+        config: as `transformers.generate` takes it.
         prompt_len: tokens of the prompt, for `max_length` and `min_length`.
+        of_model: the model's own, which gives the fields that are not set in `config`, as in `generate`;
+            what neither sets has `generate`'s defaults.
         **overrides: fields of `SamplingParams` that replace what the config says (a seed, ...).
 
     Raises:
         ConfigError: names the field that cannot be honoured and the way out.
     """
-    values = {key: value for key, value in vars(config).items() if not key.startswith("_")}
+    values = _set_fields(config)
+    if of_model is not None:
+        # Caches are ours; what a model wants of one says nothing about its output.
+        values = {**_set_fields(of_model), "cache_implementation": None, **values}
     for name, (harmless, way_out) in _REFUSED.items():
         value = values.pop(name, None)
         if not any(value is h or (value == h and type(value) is type(h)) for h in harmless):
@@ -81,14 +89,16 @@ def params_from_generation_config(
             result[name] = value
     result.update(_lengths(values, prompt_len))
     result.update(_sampling(values))
-    if values.pop("stop_strings", None) is not None:
-        result["stop"] = config.stop_strings
-    if values.pop("max_time", None) is not None:
-        result["max_time_s"] = config.max_time
-    if values.pop("eos_token_id", None) is not None:
-        result["eos_token_ids"] = config.eos_token_id
-    if values.pop("sequence_bias", None) is not None:
-        bias = config.sequence_bias
+    for theirs, ours in (
+        ("stop_strings", "stop"),
+        ("max_time", "max_time_s"),
+        ("eos_token_id", "eos_token_ids"),
+    ):
+        value = values.pop(theirs, None)
+        if value is not None:
+            result[ours] = value
+    bias = values.pop("sequence_bias", None)
+    if bias is not None:
         pairs = bias.items() if isinstance(bias, dict) else bias
         result["sequence_bias"] = [(tuple(ids), value) for ids, value in pairs]
     unknown = sorted(key for key, v in values.items() if v is not None and key not in _NO_EFFECT)
@@ -97,6 +107,10 @@ def params_from_generation_config(
             f"generation config fields {', '.join(unknown)} are not known to Draftless"
         )
     return SamplingParams(**{**result, **overrides})
+
+
+def _set_fields(config: GenerationConfig) -> dict[str, Any]:
+    return {k: v for k, v in vars(config).items() if not k.startswith("_") and v is not None}
 
 
 def _lengths(values: dict[str, Any], prompt_len: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,12 @@ from draftless.engine.processors import check_token_ids
 from draftless.engine.sampling import TokenSampler, fetch
 from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
-from draftless.engine.tree import prune
+from draftless.engine.tree import prune, select
 from draftless.engine.verify import walk
-from draftless.errors import InputError
+from draftless.errors import ConfigError, InputError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
-from draftless.types import Drafter, Row, Statistics, StepRecord
+from draftless.types import Drafter, DraftTree, Row, Statistics, StepRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,11 +128,59 @@ def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request])
     for index, request in enumerate(requests):
         started = time.perf_counter()
         prefill = target.prefill(cache, index, request.row.token_ids[:-1])
+        if prefill.vector is not None and prefill.vector.is_cuda:
+            torch.cuda.synchronize(prefill.vector.device)  # or the first forward would wait for it
         request.row.prompt_vector = prefill.vector
         request.stats.num_forward_passes += prefill.num_passes
         request.stats.add_time("prefill", time.perf_counter() - started)
         drafter.reset(request.row)
     return cache
+
+
+def _fitting(tree: DraftTree, row: Row) -> DraftTree:
+    """The tree without what is too deep.
+
+    Raises:
+        ConfigError: it does not begin where the row ends.
+    """
+    root, last = tree.token_ids[0], row.token_ids[-1]
+    if root != last:
+        raise ConfigError(
+            f"the drafter proposed a tree with root {root}; node 0 must carry the last token of the "
+            f"row, {last}"
+        )
+    return prune(tree, row.max_depth)
+
+
+def _forward(
+    target: TargetModel,
+    cache: KVCache,
+    samplers: Sequence[TokenSampler],
+    trees: Sequence[DraftTree],
+) -> list[torch.Tensor]:  # [N, V] each
+    """One pass over all trees, and its logits with the samplers."""
+    layouts = [tree.layout for tree in trees]
+    logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
+    for sampler, of_row, layout in zip(samplers, logits, layouts, strict=True):
+        sampler.bind(of_row, layout.depths)
+    if not fetch(samplers) and logits[0].is_cuda:
+        torch.cuda.synchronize(logits[0].device)  # or the wait would be booked on verification
+    return logits
+
+
+def _is_spoiled(
+    target: TargetModel, trees: Sequence[DraftTree], logits: Sequence[torch.Tensor]
+) -> bool:
+    """Whether a root may know nothing because of what it must not see.
+
+    Where the keys or values of a draft overflow, hiding them does not help: zero times NaN is NaN, in
+    the whole row. Plain decoding of one row meets nothing that is hidden, so there nobody asks.
+    """
+    if len(trees) == 1 and trees[0].num_nodes == 1:
+        return False
+    firsts = [of_row[0, target.first_emitted_id] for of_row in logits]
+    values = [firsts[0].item()] if len(firsts) == 1 else torch.stack(firsts).tolist()
+    return any(map(math.isnan, values))
 
 
 def _step(
@@ -147,21 +196,22 @@ def _step(
     passes = CachedPasses(target, cache)
     with cache.scratch():
         trees = drafter.propose(rows, passes)
-    trees = [prune(tree, row.max_depth) for tree, row in zip(trees, rows, strict=True)]
-    layouts = [tree.layout for tree in trees]
+    trees = [_fitting(tree, row) for tree, row in zip(trees, rows, strict=True)]
     clock.append(time.perf_counter())
 
-    logits = target.forward(cache, [tree.token_ids for tree in trees], layouts)
     samplers = [request.sampler for request in active]
-    for sampler, of_row, layout in zip(samplers, logits, layouts, strict=True):
-        sampler.bind(of_row, layout.depths)
-    if not fetch(samplers) and logits[0].is_cuda:
-        torch.cuda.synchronize(logits[0].device)  # or the wait would be booked on verification
+    logits = _forward(target, cache, samplers, trees)
+    walked = trees
+    if _is_spoiled(target, trees, logits):
+        cache.wipe()
+        walked = [select(tree, [0]) for tree in trees]
+        for of_row, of_root in zip(logits, _forward(target, cache, samplers, walked), strict=True):
+            of_row[0] = of_root[0]
     clock.append(time.perf_counter())
 
     verdicts = [
         walk(tree, request.sampler.draw, request.stops.push)
-        for request, tree in zip(active, trees, strict=True)
+        for request, tree in zip(active, walked, strict=True)
     ]
     clock.append(time.perf_counter())
 

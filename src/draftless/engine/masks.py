@@ -12,7 +12,7 @@ from draftless.layout import TreeLayout, tree_layout
 
 _FULL = "full_attention"
 _SLIDING = "sliding_attention"
-_MOST_TREES = 1024
+_MOST_BYTES = 64 << 20  # of masks that are remembered
 _LARGEST_TREE = 128  # nodes; a chunk of a prompt is larger, and not worth remembering
 
 
@@ -51,6 +51,7 @@ class MaskBuilder:
         self._dtype = dtype
         self._device = device
         self._trees: dict[tuple[int, ...], torch.Tensor] = {}
+        self._num_bytes = 0
 
     def masks(
         self, lengths: Sequence[int], layouts: Sequence[TreeLayout], width: int, context: int
@@ -87,10 +88,12 @@ class MaskBuilder:
             hidden = ~tree_layout(parents).mask[None, None]
             additive = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
             known = pack_mask(additive.to(self._device), self._groups)
-            if len(self._trees) >= _MOST_TREES:
-                self._trees.clear()
             if len(parents) <= _LARGEST_TREE:
+                if self._num_bytes + known.nbytes > _MOST_BYTES:
+                    self._trees.clear()
+                    self._num_bytes = 0
                 self._trees[parents] = known
+                self._num_bytes += known.nbytes
         return known
 
 

@@ -19,7 +19,7 @@ from draftless.types import Row
 
 _NOTHING_LEFT = (
     "the options exclude every token at position {position}: look at bad_words_ids, suppress_tokens, "
-    "prefix_allowed_tokens_fn and your own logits_processors"
+    "no_repeat_ngram_size, prefix_allowed_tokens_fn and your own logits_processors"
 )
 _NO_IDS = torch.empty((1, 0), dtype=torch.long)  # the rare warpers look at scores alone
 

@@ -108,7 +108,12 @@ class StopChecker:
     def _decode_new(self, *, is_last: bool) -> None:
         if self._decoder is None or self._is_cut:
             return
-        self.text += self._decoder.push(self._new_ids[self._num_decoded :], is_last=is_last)
+        new = self._new_ids[self._num_decoded :]
+        # One by one, or what broken bytes become would depend on where a step ends.
+        for token_id in new[:-1] if self._num_decoded or not is_last else ():
+            self.text += self._decoder.push([token_id])
+            new = new[1:]
+        self.text += self._decoder.push(new, is_last=is_last)
         self._num_decoded = len(self._new_ids)
 
     def _found_stop(self) -> bool:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,9 @@ from draftless.engine.capabilities import (
     check_config,
     check_input_only,
     check_model,
+    check_source,
     context_limit,
+    parse_device,
     parse_dtype,
 )
 from draftless.engine.compiled.forward import CompiledForward
@@ -68,6 +71,7 @@ class TargetModel:
         is_strict: the logits after a path are the same bits in every tree.
         input_only_ids: ids that are fed and never emitted (SDSAT's adaptive tokens): `forward`
             gives them the logit -inf, so no drafter and no sampler ever sees them.
+        first_emitted_id: the lowest id that is none of them.
     """
 
     def __init__(
@@ -117,25 +121,30 @@ class TargetModel:
                 groups = heads // shape.num_kv_heads if attention == ATTENTION_NAME else 1
                 self._masks = MaskBuilder(self._windows, groups, shape.dtype, self.device)
                 probes.check_masks_and_positions(self, stock_logits)
+            if compile:
+                self._compiled = self._compile(stock_logits)
+            if strict:
+                self._make_strict()
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
-        if compile:
-            self._compiled = self._compile(stock_logits)
-        if strict:
-            self._make_strict()
         self.input_only_ids = tuple(input_only_ids)
+        self.first_emitted_id = next(i for i in count() if i not in self.input_only_ids)
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether forward passes (prefill apart) run compiled."""
+        """Whether forward passes run compiled."""
         return self._compiled is not None
 
     def compile_view(self, skip_set: SkipSet) -> None:
         """Compile the passes that leave out `skip_set`, too; without a compiled target, nothing."""
-        if self._compiled is not None:
+        if self._compiled is None:
+            return
+        try:
             self._compiled.prepare(skip_set)
+        except Exception as error:  # noqa: BLE001 - as for the whole model
+            self._warn_of("a view of it without some layers", error)
 
     def _compile(self, stock_logits: torch.Tensor) -> CompiledForward | None:
         """The compiled forward, or None, with a warning, where there can be none."""
@@ -151,14 +160,18 @@ class TargetModel:
             with torch.inference_mode():
                 probes.check_masks_and_positions(self, stock_logits)
         except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
-            warnings.warn(
-                f"{type(self.model).__name__} cannot be compiled here "
-                f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); going on "
-                "without, which gives the same output more slowly. compile=False silences this",
-                stacklevel=4,
-            )
+            self._warn_of(type(self.model).__name__, error)
             return None
         return self._compiled
+
+    @staticmethod
+    def _warn_of(what: str, error: Exception) -> None:
+        warnings.warn(
+            f"{what} cannot be compiled here "
+            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); going on "
+            "without, which gives the same output more slowly. compile=False silences this",
+            stacklevel=5,
+        )
 
     def _make_strict(self) -> None:
         if self._compiled is None:
@@ -191,14 +204,19 @@ class TargetModel:
             CapabilityError: if exact tree decoding cannot work with it; checked before loading
                 weights where the configuration tells.
         """
+        place = parse_device(device)
+        check_source(path)
         try:
             check_config(AutoConfig.from_pretrained(path))
             model = AutoModelForCausalLM.from_pretrained(path, dtype=parse_dtype(dtype) or "auto")
         except CapabilityError:
             raise
         except Exception as error:
-            raise ArtifactError(f"cannot load a model from {str(path)!r}: {error}") from error
-        model = model.to(device) if device is not None else model
+            where = "" if Path(path).is_dir() else " (no folder here, so a name on the hub)"
+            raise ArtifactError(
+                f"cannot load a model from {str(path)!r}{where}: {error}"
+            ) from error
+        model = model.to(place) if place is not None else model
         if int8:
             round_to_int8(model)
         return cls(model, attention, input_only_ids=input_only_ids, compile=compile, strict=strict)

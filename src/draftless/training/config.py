@@ -135,6 +135,10 @@ class TrainConfig:
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise ConfigError(f"{name}={getattr(self, name)} is below {low:g}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(
+                f"max_steps={self.max_steps} is below 1; leave it out for whole epochs"
+            )
         if self.row_length and self.row_length < self.max_length:
             raise ConfigError(
                 f"row_length={self.row_length} is below max_length={self.max_length}; "
@@ -313,6 +317,10 @@ def _cast(name: str, value: Any) -> Any:
     wants_int = hint in ("<class 'int'>", "int | None", "typing.Optional[int]")
     if wants_int and value is not None and (not isinstance(value, int) or isinstance(value, bool)):
         raise ConfigError(f"{name}={value!r} is not a whole number")
+    if hint == "<class 'bool'>" and not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is neither true nor false")
+    if name == "from_scratch" and value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"from_scratch={value!r} is no mapping of sizes such as hidden_size: 256")
     return value
 
 

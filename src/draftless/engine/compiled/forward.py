@@ -105,7 +105,7 @@ class CompiledForward:
         return Program(traced, self._place, _name_of_head(model), self._compiler)
 
     def _pack(self, weights: list[torch.Tensor], biases: list[torch.Tensor | None]) -> PackedLinear:
-        key = tuple(weight.data_ptr() for weight in weights)
+        key = tuple(0 if one is None else one.data_ptr() for one in (*weights, *biases))
         if key not in self._packed:
             self._packed[key] = pack(weights, biases, self._memory)
         return self._packed[key]

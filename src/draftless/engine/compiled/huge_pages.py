@@ -6,6 +6,7 @@ included, out of the processor in every pass; what runs between two passes then 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -38,7 +39,8 @@ def _mapped(num_bytes: int) -> torch.Tensor:  # uint8
     """Fresh memory that begins on a page of 2 MiB; what is not written takes no memory."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # shared memory has other rules for large pages
     area = mmap.mmap(-1, num_bytes + _PAGE, flags=flags)
-    area.madvise(mmap.MADV_HUGEPAGE)
+    with contextlib.suppress(OSError):  # a kernel without them has the constant all the same
+        area.madvise(mmap.MADV_HUGEPAGE)
     found = torch.frombuffer(area, dtype=torch.uint8)
     offset = -found.data_ptr() % _PAGE
     return found[offset : offset + num_bytes]

@@ -77,11 +77,13 @@ class Program:
         values[self._token_ids], values[self._positions] = begin(
             tree_pass, self._linears, has_own_attention=self.has_own_attention
         )
-        for call in calls:
-            found = call.run([values[index] for index in call.inputs])
-            for index, place in call.outputs:
-                values[place] = found[index]
-        end()
+        try:
+            for call in calls:
+                found = call.run([values[index] for index in call.inputs])
+                for index, place in call.outputs:
+                    values[place] = found[index]
+        finally:
+            end()
         wanted: torch.Tensor = values[out]
         return wanted
 
