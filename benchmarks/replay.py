@@ -10,7 +10,7 @@ plain decoding (our loop and `transformers`), decoding under replayed acceptance
     efficiency = speed-up over our plain loop / (acceptance length x T(1) / T(W))
 
 which is 1 if nothing is lost between acceptance and speed. T(W) is the mean over the steps taken.
-Runs are interleaved, numbers are medians over all steps of all repeats.
+Runs are interleaved; a step takes the median of the steps of its width, over all repeats.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 # DATA: a folder of JSONL records with "prompt" and "response". OUT: results (JSON), no weights; those
 # stay in WORK (runs/gpu). Stages: data base control msn adaptive bench replay. A stage that is done is
 # skipped; one that was stopped goes on from its checkpoint (exit code 75: run the same again).
-# Needs torch and transformers with their GPU; nothing is downloaded.
+# Needs torch with its GPU, transformers, accelerate, typer, rich and PyYAML; nothing is downloaded.
 #
 # On a lent machine (10 minutes a command, 64 MiB of working tree, WORK lost when it goes back): move
 # recipes/weights and benchmarks/results out of the way, copy DATA into an ignored folder named in
@@ -30,6 +30,8 @@ for name in $stages; do
 done
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}  # of several, the trainer would use all
+"$python" -c 'import accelerate, rich, torch, transformers, typer, yaml' || exit 2
 # Seconds: of the whole call, where some stages are asked for; and of every stage.
 limit=${LIMIT_S:-${STAGE:+540}}
 limit=${limit:-7200} stage_limit=530 begun=0

@@ -125,6 +125,10 @@ def test_yaml_flags_and_presets_in_order(tmp_path: Path) -> None:
         ("dtype: int8", "dtype='int8'"),
         ("row_length: 100", "row_length=100 is below max_length=256"),
         ("- 1", "must hold a mapping"),
+        ("max_steps: 0", "max_steps=0 is below 1; leave it out"),
+        ("max_steps: -1", "max_steps=-1 is below 1"),
+        ("noise: maybe", "noise='maybe' is neither true nor false"),
+        ("from_scratch: 7", "from_scratch=7 is no mapping"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, content: str, message: str) -> None:

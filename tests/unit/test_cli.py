@@ -139,6 +139,7 @@ def test_the_painter_colours_accepted_tokens_and_keeps_brackets(checkpoint: Path
         (["--prompt", "x", "--json", "--show-drafts"], "choose one"),
         (["--prompt", "x", "--dtype", "int3"], "int3"),
         (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens=0"),
+        (["--prompt", "x", "--device", "warp"], "device 'warp' is not there"),
     ],
 )
 def test_bad_input_is_refused_by_name(checkpoint: Path, arguments: list[str], message: str) -> None:
@@ -152,6 +153,15 @@ def test_an_error_is_one_line_and_code_2(tmp_path: Path) -> None:
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rows = Path(__file__).parents[2] / "benchmarks" / "results" / "top-p"
+    result = run("bench", "report", rows, "--output", tmp_path / "file" / "report")
+    assert result.returncode == 2
+    assert f"{tmp_path / 'file' / 'report'}: Not a directory" in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
 
 
 def test_ctrl_c_ends_cleanly(checkpoint: Path) -> None:

@@ -77,8 +77,7 @@ Compile = Annotated[
     bool,
     _option(
         _MACHINE,
-        "Compile the forward pass: some seconds now, faster steps later; worth it from about 1,000 "
-        "tokens on.",
+        "Compile the forward pass: a minute the first time, seconds later; faster steps.",
         "--compile/--no-compile",
     ),
 ]
@@ -86,7 +85,7 @@ CompileHere = Annotated[
     bool | None,
     _option(
         _MACHINE,
-        "Compile the forward pass: some seconds now, faster steps later. Default: on a CPU.",
+        "Compile the forward pass: a minute the first time, seconds later; faster steps. Default: on a CPU.",
         "--compile/--no-compile",
         show_default=False,
     ),
