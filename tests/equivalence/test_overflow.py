@@ -17,7 +17,8 @@ from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.registry import DRAFTERS
 from draftless.engine.target import TargetModel
 from draftless.params import SamplingParams
-from draftless.types import DraftPasses, DraftTree, Row, StepRecord
+from draftless.skip_set import SkipSet
+from draftless.types import Drafter, DraftPasses, DraftTree, Row, StepRecord
 from support.drafters import registered
 from support.driving import Job, run
 from support.models import VOCAB_SIZE, prompt_ids, stock_model
@@ -49,7 +50,19 @@ class BrokenDrafts:
             for row in rows
         ]
 
-    def observe(self, records: Sequence[StepRecord]) -> None: ...
+    def observe(self, records: Sequence[StepRecord]) -> None:
+        for record in records:
+            assert record.logits is not None
+            assert not record.logits[0].isnan().any(), "what the root says is there to learn from"
+
+
+class BrokenPasses(NullDrafter):
+    """Draft passes over the broken token, of which no tree tells."""
+
+    def propose(self, rows: Sequence[Row], passes: DraftPasses) -> list[DraftTree]:
+        short = min(range(len(rows)), key=lambda index: len(rows[index].token_ids))
+        passes.feed({short: [3, BROKEN, BROKEN]}, SkipSet())
+        return super().propose(rows, passes)
 
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
@@ -70,11 +83,12 @@ def test_what_is_hidden_stays_hidden(
     ]
     plain = [run(target, NullDrafter(), [job])[0].token_ids for job in jobs]
     assert all(len(set(ids)) > 2 for ids in plain), "the model says something"
-    drafters = {name: registered(name) for name in DRAFTERS}
+    drafters: dict[str, Drafter] = {name: registered(name) for name in DRAFTERS}
     drafters["noise"] = registered(
         "tr-jacobi", noise_source="vocabulary", vocab_size=VOCAB_SIZE, retrieval_len=0
     )
-    for name, drafter in {**drafters, "broken drafts": BrokenDrafts()}.items():
+    drafters |= {"broken drafts": BrokenDrafts(), "broken passes": BrokenPasses()}
+    for name, drafter in drafters.items():
         results = run(target, drafter, jobs)
         assert [result.token_ids for result in results] == plain, name
     assert all(len(result.steps) == 20 for result in results), "nothing of it was accepted"

@@ -162,9 +162,8 @@ class _State:
         self.gains = ()
         assert self.prices is not None
         seconds = self.prices.seconds[width - 1]
-        if (
-            record.tree.num_nodes > 1 or not verdict.finish_reason
-        ):  # a last step may have had no room
+        # A last step without drafts may have had no room for any.
+        if record.tree.num_nodes > 1 or not verdict.finish_reason:
             self.pace.count(len(verdict.token_ids), seconds, self.prices.plain_s)
         if not verdict.finish_reason:
             self.guesses.observe(record)
