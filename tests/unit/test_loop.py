@@ -79,6 +79,7 @@ def test_a_tree_that_begins_elsewhere_is_refused() -> None:
         ("auto", {"adaptive_ids": [-1]}, r"adaptive_ids=\[-1\] of auto .* from 0 on"),
         ("sdsat", {"adaptive_ids": ["x"]}, r"adaptive_ids=\['x'\] of sdsat are not all ids"),
         ("auto", {"prices": 3}, r"'auto' cannot take \{'prices': 3\}"),
+        ("sdsat", {"adaptive_ids": [3], "steps": 3}, "^steps=3 of sdsat is neither 1 nor 2"),
         ("sdsat", {"adaptive_ids": [3], "couple": "false"}, "couple='false' of sdsat is no bool"),
         ("layer-skip", {"skip_set": HALF, "depth": 2.5}, "depth=2.5 of layer-skip is no integer"),
         (

@@ -323,6 +323,9 @@ def test_what_can_be_refused_is_refused_before_the_model_is_loaded(tmp_path: Pat
         Draftless.from_pretrained(tmp_path, drafter="auto", drafter_options={"max_width": "3"})
     with pytest.raises(ConfigError, match="device 'warp' is not there"):
         Draftless.from_pretrained(tmp_path, device="warp")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="device 'cuda' is not there"):
+            Draftless.from_pretrained(tmp_path, device="cuda")
     with pytest.raises(ArtifactError, match=r"there is no folder '\./missing'"):
         Draftless.from_pretrained("./missing")
 
