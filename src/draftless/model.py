@@ -317,7 +317,7 @@ def _as_batch(prompts: Any) -> list[Any] | None:
 def _output(request: Request, reason: Any) -> Output:
     row = request.row
     assert row.params.seed is not None
-    request.stops.take_text(is_last=True)
+    request.stops.take_text(is_last=True, at_once=True)
     return Output(
         token_ids=row.token_ids[row.prompt_len :],
         text=request.stops.text,

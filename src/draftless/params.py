@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from draftless.errors import ConfigError
@@ -86,8 +87,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._fill_empty()
         self._check_lists()
-        self._normalise("stop", str)
-        self._normalise("eos_token_ids", int)
+        self._normalise("stop", str, "str")
+        self._normalise("eos_token_ids", Integral, "int")
         self._check_numbers()
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
@@ -109,8 +110,8 @@ class SamplingParams:
         _within("temperature", self.temperature, 0.0, math.inf)
         if 0.0 < self.temperature < LEAST_TEMPERATURE:
             raise ConfigError(
-                f"temperature={self.temperature} is below {LEAST_TEMPERATURE}, where logits over it "
-                "overflow; use 0 for greedy decoding"
+                f"temperature={self.temperature} is below {LEAST_TEMPERATURE}, where noise no longer "
+                "counts; use 0 for greedy decoding"
             )
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
@@ -133,11 +134,7 @@ class SamplingParams:
     def _check_lists(self) -> None:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
-            if (
-                default == ()
-                and name != "stop"
-                and (isinstance(value, str) or not isinstance(value, Sequence))
-            ):
+            if default == () and name != "stop" and not _is_list(value):
                 raise ConfigError(f"{name}={value!r} is no list")
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             _ids(name, getattr(self, name))
@@ -152,26 +149,24 @@ class SamplingParams:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             value = getattr(self, name)
             if value is not None:
-                _ids(name, value if isinstance(value, Sequence) else [value])
+                _ids(name, value if _is_list(value) else [value])
         decay = self.exponential_decay_length_penalty
         if decay is not None and (not isinstance(decay, Sequence) or len(decay) != 2):
             raise ConfigError(f"exponential_decay_length_penalty={decay!r} is no (start, factor)")
 
-    def _normalise(self, name: str, single: type) -> None:
+    def _normalise(self, name: str, single: type, kind: str) -> None:
         """Make a tuple of a field that may be given as one value."""
         value = getattr(self, name)
         if value is None:
             return
         if isinstance(value, single):
-            items: tuple[Any, ...] = (value,)
-        elif isinstance(value, Sequence):
-            items = tuple(value)
-        else:
-            raise ConfigError(f"{name}={value!r} is neither of type {single.__name__} nor a list")
-        for item in items:
+            value = (value,)
+        elif not _is_list(value):
+            raise ConfigError(f"{name}={value!r} is neither of type {kind} nor a list")
+        for item in value:
             if not isinstance(item, single) or isinstance(item, bool):
-                raise ConfigError(f"{name} holds {item!r}; each must be of type {single.__name__}")
-        object.__setattr__(self, name, items)
+                raise ConfigError(f"{name} holds {item!r}; each must be of type {kind}")
+        object.__setattr__(self, name, tuple(value))
 
     @property
     def is_greedy(self) -> bool:
@@ -212,8 +207,16 @@ _PROCESSOR_FIELDS = (
 _DEFAULTS = {f.name: f.default for f in fields(SamplingParams)}
 
 
+def _is_list(value: object) -> bool:
+    """Whether it is a list, or as good as one: a tuple, a set, an array."""
+    return isinstance(value, Collection) and not isinstance(value, str | Mapping)
+
+
 def _ids(name: str, ids: object) -> None:
-    if not isinstance(ids, Sequence) or not all(type(one) is int for one in ids):
+    if not _is_list(ids) or not all(
+        isinstance(one, Integral) and not isinstance(one, bool)
+        for one in ids  # type: ignore[attr-defined]
+    ):
         raise ConfigError(f"{name} holds {ids!r}, which is no list of token ids")
 
 

@@ -17,6 +17,8 @@ HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_length": 30}, {"max_new_tokens": 20}),
     ({"max_length": 30, "min_length": 15}, {"max_new_tokens": 20, "min_new_tokens": 5}),
     ({"max_length": 30, "min_length": 5}, {"min_new_tokens": 0}),
+    ({"max_new_tokens": 5, "min_length": 100}, {"max_new_tokens": 5, "min_new_tokens": 5}),
+    ({"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}, {"epsilon_cutoff": None, "eta_cutoff": None}),
     ({"min_new_tokens": 3, "min_length": 12}, {"min_new_tokens": 3}),
     # Idle without do_sample, as in transformers.
     ({"temperature": 0.5, "top_k": 9}, {"temperature": 0.0, "top_k": 0}),
@@ -109,3 +111,13 @@ def test_temperature_zero_with_sampling() -> None:
 def test_overrides_win() -> None:
     params = params_from(GenerationConfig(do_sample=True, top_k=3), 5, seed=8, top_k=4)
     assert (params.seed, params.top_k) == (8, 4)
+
+
+def test_what_only_code_of_the_model_knows_is_no_option() -> None:
+    of_model = GenerationConfig(chat_format="chatml", max_length=20, repetition_penalty=1.1)
+    params = params_from(GenerationConfig(min_p=0.1), 30, of_model, max_new_tokens=8)
+    assert (params.max_new_tokens, params.repetition_penalty, params.min_p) == (8, 1.1, 0.1)
+    with pytest.raises(ConfigError, match="chat_format"):
+        params_from(of_model, 5)
+    with pytest.raises(ConfigError, match="max_length=20 leaves no room"):
+        params_from(GenerationConfig(), 30, of_model)

@@ -8,14 +8,22 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
-from draftless import hub
+from draftless import ArtifactError, hub
 from draftless.hub import hub_folder
 from draftless.manifest import Manifest, write_manifest
 
+NOT_FOUND: Any = SimpleNamespace(headers={}, request=None)
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SCRIPT = """
 from draftless import Draftless
@@ -52,18 +60,22 @@ def test_a_name_is_as_good_as_a_folder(cached: Path) -> None:
 def test_what_the_manifest_names_comes_along(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     folder = cached / "models--someone--tiny" / "snapshots" / COMMIT
-    methods = {"knn-ssd": {"store": "knn-ssd"}, "msn": {}}
-    write_manifest(folder, Manifest(methods))
+    write_manifest(folder, Manifest({"knn-ssd": {"store": "knn-ssd"}, "msn": {}}))
 
-    def download(name: str, *, allow_patterns: list[str]) -> str:
-        asked.append(allow_patterns)
-        return snapshot_download(name, cache_dir=cached, local_files_only=True)
+    def fetch(name: str, file: str) -> str:
+        return hf_hub_download(name, file, cache_dir=cached, local_files_only=True)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(
+        hub,
+        "snapshot_download",
+        lambda name, *, allow_patterns: asked.append((name, allow_patterns)),
+    )
     assert hub_folder("someone/tiny") == folder
-    assert asked == [["draftless.json"], ["knn-ssd/*"]]
-    (folder / "draftless.json").unlink()
-    assert hub_folder("someone/tiny") is None, "a model like any other"
+    assert asked == [("someone/tiny", ["knn-ssd/*"])]
+    (folder / "draftless.json").write_text("{")
+    with pytest.raises(ArtifactError, match="not a valid manifest"):
+        hub_folder("someone/tiny")
 
 
 @pytest.mark.parametrize("name", ["someone/else", "not/a/name", "./missing"])
@@ -73,12 +85,29 @@ def test_what_is_not_there_is_for_the_loader_to_say(name: str) -> None:
         assert hub_folder(name) is None
 
 
+@pytest.mark.parametrize(
+    ("error", "is_known"),
+    [
+        (RuntimeError("reset by peer"), False),
+        (LocalEntryNotFoundError("no connection, and nothing kept"), False),
+        (RemoteEntryNotFoundError("404", response=NOT_FOUND), True),
+        (RepositoryNotFoundError("404", response=NOT_FOUND), True),
+    ],
+    ids=lambda value: type(value).__name__,
+)
 def test_an_unreachable_hub_is_no_reason_to_forget_in_silence(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_known: bool
 ) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise OSError("no route to host")
+    def fetch(*_: object) -> None:
+        raise error
 
-    monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.warns(UserWarning, match=r"draftless.json is not known \(no route to host\)"):
+    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(hub, "is_offline_mode", lambda: True)
         assert hub_folder("someone/tiny") is None
+        assert not told, "it was asked for"
+        monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
+        assert hub_folder("someone/tiny") is None
+    assert bool(told) != is_known
+    assert is_known or "is not known" in str(told[0].message)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from draftless.errors import ConfigError
@@ -74,6 +75,16 @@ def test_bad_values_are_refused_by_name(name: str, value: Any) -> None:
 def test_bad_lists_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SamplingParams(**options)
+
+
+def test_lists_of_any_kind() -> None:
+    ids = list(np.array([1, 2]))
+    params = SamplingParams(
+        suppress_tokens={1, 2}, begin_suppress_tokens=ids, bad_words_ids=[ids], eos_token_ids={3},  # type: ignore[arg-type]
+        stop={"x"}, forced_eos_token_id=ids[0],
+    )  # fmt: skip
+    assert (params.stop, params.eos_token_ids) == (("x",), (3,))
+    assert SamplingParams(eos_token_ids=np.int64(3)).eos_token_ids == (3,)  # type: ignore[arg-type]
 
 
 def test_single_values_become_tuples() -> None:

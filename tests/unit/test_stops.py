@@ -36,7 +36,7 @@ def push_all(checker: StopChecker, ids: Sequence[int]) -> tuple[int, str | None]
     return len(ids), None
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (1, 3, 1), (2, 3), (1, 4)])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (1, 3, 1), (2, 3), (1, 4), (5,)])
 def test_the_text_of_a_stream_does_not_depend_on_where_steps_end(sizes: tuple[int, ...]) -> None:
     """Byte fallback: two bytes of a character and a stray third one are three broken ones together."""
     checker = StopChecker(
@@ -46,7 +46,7 @@ def test_the_text_of_a_stream_does_not_depend_on_where_steps_end(sizes: tuple[in
     for size in sizes:
         for _ in range(size):
             checker.push(ids.pop(0))
-        text += checker.take_text(is_last=False)
+        text += checker.take_text(is_last=not ids)
     assert text == "\u00e9\ufffd\ufffdaa"
 
 

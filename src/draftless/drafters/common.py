@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ def check_least(drafter: str, **options: tuple[int, int]) -> None:
         ConfigError: naming the drafter, the option, its value and the limit.
     """
     for name, (value, least) in options.items():
-        if not isinstance(value, int):
+        if not isinstance(value, Integral):
             raise ConfigError(f"{name}={value!r} of {drafter} is no integer")
         if value < least:
             raise ConfigError(f"{name}={value} of {drafter} is below {least}")
@@ -34,7 +35,7 @@ def check_adaptive_ids(drafter: str, ids: Sequence[int], vocab_size: int | None)
         ConfigError: naming the drafter, the ids and the limits.
     """
     limit = float("inf") if vocab_size is None else vocab_size
-    if not all(isinstance(one, int) and 0 <= one < limit for one in ids):
+    if not all(isinstance(one, Integral) and 0 <= one < limit for one in ids):
         known = "from 0 on" if vocab_size is None else f"0 to {vocab_size - 1}"
         raise ConfigError(
             f"adaptive_ids={list(ids)} of {drafter} are not all ids of the model, which are {known}"

@@ -6,6 +6,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
+from numbers import Integral
 from typing import Any
 
 from draftless.engine.latency import prices_of
@@ -65,7 +66,11 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         )
     for key, value in options.items():
         default = known[key].default
-        if isinstance(default, int) and type(value) is not type(default):
+        kind: type = bool if isinstance(default, bool) else Integral
+        is_other = isinstance(value, bool) != isinstance(default, bool) or not isinstance(
+            value, kind
+        )
+        if isinstance(default, int) and is_other:
             raise ConfigError(
                 f"{key}={value!r} of {name} is no {type(default).__name__}, as {default} is"
             )

@@ -16,6 +16,8 @@ _SAME_NAME = (
     "remove_invalid_values", "renormalize_logits",
 )  # fmt: skip
 
+_ZERO_IS_OFF = ("epsilon_cutoff", "eta_cutoff")
+
 # Without effect on the ids that decoding returns, or ours by construction.
 _NO_EFFECT = {
     "use_cache", "cache_config", "max_cache_len", "disable_compile", "compile_config",
@@ -76,8 +78,11 @@ def params_from_generation_config(
     """
     values = _set_fields(config)
     if of_model is not None:
-        # Caches are ours; what a model wants of one says nothing about its output.
-        values = {**_set_fields(of_model), "cache_implementation": None, **values}
+        # Of the model's, what it adds to the known fields is for code of its own. Caches are ours; what it
+        # wants of one says nothing about its output.
+        known = vars(GenerationConfig())
+        own = {name: value for name, value in _set_fields(of_model).items() if name in known}
+        values = {**own, "cache_implementation": None, **values}
     for name, (harmless, way_out) in _REFUSED.items():
         value = values.pop(name, None)
         if not any(value is h or (value == h and type(value) is type(h)) for h in harmless):
@@ -85,9 +90,9 @@ def params_from_generation_config(
     result: dict[str, Any] = {}
     for name in _SAME_NAME:
         value = values.pop(name, None)
-        if value is not None:
+        if value is not None and not (value == 0 and name in _ZERO_IS_OFF):
             result[name] = value
-    result.update(_lengths(values, prompt_len))
+    result.update(_lengths(values, prompt_len, overrides.get("max_new_tokens")))
     result.update(_sampling(values))
     for theirs, ours in (
         ("stop_strings", "stop"),
@@ -113,8 +118,9 @@ def _set_fields(config: GenerationConfig) -> dict[str, Any]:
     return {k: v for k, v in vars(config).items() if not k.startswith("_") and v is not None}
 
 
-def _lengths(values: dict[str, Any], prompt_len: int) -> dict[str, Any]:
+def _lengths(values: dict[str, Any], prompt_len: int, given: int | None) -> dict[str, Any]:
     new, total = values.pop("max_new_tokens", None), values.pop("max_length", None)
+    new = new if given is None else given
     least_new, least = values.pop("min_new_tokens", None), values.pop("min_length", None)
     if new is None:
         # transformers' default is max_length=20, prompt not counted where none is given.
@@ -123,7 +129,8 @@ def _lengths(values: dict[str, Any], prompt_len: int) -> dict[str, Any]:
         raise ConfigError(
             f"max_length={total} leaves no room after a prompt of {prompt_len} tokens"
         )
-    floor = max(least_new or 0, (least or 0) - prompt_len, 0)
+    # As in `transformers`, a shorter `max_new_tokens` wins over `min_length`.
+    floor = max(least_new or 0, min((least or 0) - prompt_len, new))
     return {"max_new_tokens": new, "min_new_tokens": floor}
 
 

@@ -171,15 +171,15 @@ def _forward(
 def _is_spoiled(
     target: TargetModel, trees: Sequence[DraftTree], logits: Sequence[torch.Tensor]
 ) -> bool:
-    """Whether a root may know nothing because of what it must not see.
+    """Whether some node may know nothing because of what it must not see.
 
-    Where the keys or values of a draft overflow, hiding them does not help: zero times NaN is NaN, in
-    the whole row. Plain decoding of one row meets nothing that is hidden, so there nobody asks.
+    Where the keys or values of a draft overflow, hiding them does not help: zero times NaN is NaN.
+    Plain decoding of one row meets nothing that is hidden, so there nobody asks.
     """
     if len(trees) == 1 and trees[0].num_nodes == 1:
         return False
-    firsts = [of_row[0, target.first_emitted_id] for of_row in logits]
-    values = [firsts[0].item()] if len(firsts) == 1 else torch.stack(firsts).tolist()
+    sums = [of_row[:, target.first_emitted_id].sum() for of_row in logits]  # NaN if one is
+    values = [sums[0].item()] if len(sums) == 1 else torch.stack(sums).tolist()
     return any(map(math.isnan, values))
 
 
@@ -205,6 +205,8 @@ def _step(
     if _is_spoiled(target, trees, logits):
         cache.wipe()
         walked = [select(tree, [0]) for tree in trees]
+        for request in active:
+            request.stats.num_forward_passes += 1  # beside the one that every step counts
         for of_row, of_root in zip(logits, _forward(target, cache, samplers, walked), strict=True):
             of_row[0] = of_root[0]
     clock.append(time.perf_counter())

@@ -105,12 +105,12 @@ class StopChecker:
             return "time"
         return None
 
-    def _decode_new(self, *, is_last: bool) -> None:
+    def _decode_new(self, *, is_last: bool, at_once: bool = False) -> None:
         if self._decoder is None or self._is_cut:
             return
         new = self._new_ids[self._num_decoded :]
         # One by one, or what broken bytes become would depend on where a step ends.
-        for token_id in new[:-1] if self._num_decoded or not is_last else ():
+        for token_id in () if at_once else new[:-1]:
             self.text += self._decoder.push([token_id])
             new = new[1:]
         self.text += self._decoder.push(new, is_last=is_last)
@@ -138,9 +138,12 @@ class StopChecker:
         answers = [criterion(batch, None) for criterion in self._params.stopping_criteria]
         return any(bool(torch.as_tensor(answer).all()) for answer in answers)
 
-    def take_text(self, *, is_last: bool) -> str:
-        """Text not yet taken, without a tail that may be the beginning of a stop string."""
-        self._decode_new(is_last=is_last)
+    def take_text(self, *, is_last: bool, at_once: bool = False) -> str:
+        """Text not yet taken, without a tail that may be the beginning of a stop string.
+
+        `at_once` decodes all new tokens as one, which is faster.
+        """
+        self._decode_new(is_last=is_last, at_once=at_once)
         end = len(self.text)
         longest = 0 if is_last else max((len(stop) for stop in self._params.stop), default=0)
         for size in range(min(longest - 1, end - self._shown), 0, -1):
