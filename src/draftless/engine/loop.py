@@ -183,6 +183,24 @@ def _is_spoiled(
     return any(map(math.isnan, values))
 
 
+def _start_again(
+    target: TargetModel,
+    cache: KVCache,
+    active: Sequence[Request],
+    trees: Sequence[DraftTree],
+    logits: Sequence[torch.Tensor],  # [N, V] each
+) -> list[DraftTree]:
+    """Make a spoiled pass again without drafts; what the roots say then replaces theirs in `logits`."""
+    cache.wipe()
+    roots = [select(tree, [0]) for tree in trees]
+    samplers = [request.sampler for request in active]
+    for of_row, of_root in zip(logits, _forward(target, cache, samplers, roots), strict=True):
+        of_row[0] = of_root[0]
+    for request in active:
+        request.stats.num_forward_passes += 1  # beside the one that every step counts
+    return roots
+
+
 def _step(
     target: TargetModel, drafter: Drafter, cache: KVCache, active: Sequence[Request]
 ) -> list[StepRecord]:
@@ -203,12 +221,7 @@ def _step(
     logits = _forward(target, cache, samplers, trees)
     walked = trees
     if _is_spoiled(target, trees, logits):
-        cache.wipe()
-        walked = [select(tree, [0]) for tree in trees]
-        for request in active:
-            request.stats.num_forward_passes += 1  # beside the one that every step counts
-        for of_row, of_root in zip(logits, _forward(target, cache, samplers, walked), strict=True):
-            of_row[0] = of_root[0]
+        walked = _start_again(target, cache, active, trees, logits)
     clock.append(time.perf_counter())
 
     verdicts = [
