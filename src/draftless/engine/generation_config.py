@@ -80,9 +80,9 @@ def params_from_generation_config(
     if of_model is not None:
         # Of the model's, what it adds to the known fields is for code of its own. Caches are ours; what it
         # wants of one says nothing about its output.
-        known = vars(GenerationConfig())
-        own = {name: value for name, value in _set_fields(of_model).items() if name in known}
-        values = {**own, "cache_implementation": None, **values}
+        wanted = vars(GenerationConfig()).keys() - {"cache_implementation"}
+        own = {name: value for name, value in _set_fields(of_model).items() if name in wanted}
+        values = {**own, **values}
     for name, (harmless, way_out) in _REFUSED.items():
         value = values.pop(name, None)
         if not any(value is h or (value == h and type(value) is type(h)) for h in harmless):
@@ -106,7 +106,7 @@ def params_from_generation_config(
     if bias is not None:
         pairs = bias.items() if isinstance(bias, dict) else bias
         result["sequence_bias"] = [(tuple(ids), value) for ids, value in pairs]
-    unknown = sorted(key for key, v in values.items() if v is not None and key not in _NO_EFFECT)
+    unknown = sorted(values.keys() - _NO_EFFECT)
     if unknown:
         raise ConfigError(
             f"generation config fields {', '.join(unknown)} are not known to Draftless"
