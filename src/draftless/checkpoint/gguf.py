@@ -15,8 +15,8 @@ SUFFIX = ".gguf"
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether `path` names a GGUF file; that goes by the suffix alone."""
-    return Path(path).suffix.lower() == SUFFIX
+    """Whether `path` names a GGUF file: by its suffix, unless a folder has that name."""
+    return Path(path).suffix.lower() == SUFFIX and not Path(path).is_dir()
 
 
 def source_keywords(path: str | Path) -> dict[str, Any]:

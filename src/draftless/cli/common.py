@@ -50,7 +50,7 @@ def load_model(model: str | None, **how: Any) -> Draftless:
     """Load `model`, or the embedded one, and show that something happens.
 
     Args:
-        model: folder or hub id.
+        model: folder, hub id or GGUF file.
         **how: arguments of `Draftless.from_pretrained`; `compile=None` is True on a CPU.
     """
     if "compile" in how and how["compile"] is None:  # nobody has tried it on a GPU yet

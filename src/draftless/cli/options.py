@@ -26,7 +26,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="Folder of a checkpoint, or a name on the Hugging Face Hub. Default: the model that ships with Draftless.",
+        help="Folder of a checkpoint, GGUF file, or a name on the Hugging Face Hub. Default: the model that ships with Draftless.",
     ),
 ]
 
