@@ -86,7 +86,13 @@ DRAFTLESS_INLINE Vector load_vector(const void* from) {
 DRAFTLESS_INLINE Floats load(const float* from) { return load_vector<Floats>(from); }
 
 DRAFTLESS_INLINE Floats load(const BFloat16* from) {
+#if defined(__AVX512F__)
+  return (Floats)((Words)_mm512_cvtepu16_epi32(load_vector<__m256i>(from)) << 16);
+#elif defined(__AVX2__)
+  return (Floats)((Words)_mm256_cvtepu16_epi32(load_vector<__m128i>(from)) << 16);
+#else
   return (Floats)(__builtin_convertvector(load_vector<Halves>(from), Words) << 16);
+#endif
 }
 
 DRAFTLESS_INLINE void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }

@@ -30,6 +30,7 @@ constexpr int kVectors = 2;
 #endif
 constexpr int kStreamedRows = 6;
 constexpr int64_t kStreamedOutputs = kVectors * kLanes;
+constexpr int64_t kAhead = 1024;  // units that are fetched before they are read
 
 template <class T>
 constexpr int64_t kPerUnit = 4 / sizeof(T);
@@ -134,7 +135,11 @@ void stream(const T* x, int64_t x_stride, int64_t in, const uint32_t* block, flo
   const auto add = [&](int64_t unit, auto unit_of) __attribute__((always_inline)) {
     Words weight[kVectors];
 #pragma GCC unroll 4
-    for (int i = 0; i < kVectors; ++i) weight[i] = load_vector<Words>(block + unit * kStreamedOutputs + i * kLanes);
+    for (int i = 0; i < kVectors; ++i) {
+      const uint32_t* from = block + unit * kStreamedOutputs + i * kLanes;
+      weight[i] = load_vector<Words>(from);
+      if (i * kLanes % 16 == 0) __builtin_prefetch(from + kAhead);
+    }
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
       const Words both = all_words(unit_of(x + row * x_stride, unit));

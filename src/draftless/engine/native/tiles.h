@@ -15,6 +15,8 @@
 namespace draftless {
 
 constexpr int64_t kTileRows = 16, kTileInputs = 32, kTileBytes = 1024;
+constexpr int64_t kAheadBytes = 8192;  // of the weight that are fetched before they are read
+constexpr int64_t kKept = 1 << 19;     // bytes of a weight that stay in the second cache for all rows
 
 inline bool tiles_are_allowed() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of arch_prctl
@@ -42,10 +44,12 @@ inline void configure_tiles(int64_t rows) {
 // Sums of up to 32 rows with a block: of its first 16 rows only, unless `kBoth`.
 template <bool kBoth>
 DRAFTLESS_INLINE void multiply_step(const BFloat16* x, int64_t x_bytes, const char* weight) {
-  _tile_loadd(6, weight, 64);
+#pragma GCC unroll 32
+  for (int64_t i = 0; i < 2 * kTileBytes; i += 64) __builtin_prefetch(weight + kAheadBytes + i, 0, 2);
+  _tile_stream_loadd(6, weight, 64);
   _tile_loadd(4, x, x_bytes);
   _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(7, weight + kTileBytes, 64);
+  _tile_stream_loadd(7, weight + kTileBytes, 64);
   _tile_dpbf16ps(1, 4, 7);
   if constexpr (kBoth) {
     _tile_loadd(5, reinterpret_cast<const char*>(x) + kTileRows * x_bytes, x_bytes);
@@ -77,28 +81,35 @@ void multiply_tiles(const BFloat16* x, int64_t x_stride, int64_t whole, const BF
   }
 }
 
-inline void product_by_tiles(const Product& product, int64_t first_block, int64_t last_block) {
+// The outputs of some blocks for up to 32 rows from `row` on.
+inline void multiply_rows(const Product& product, int64_t row, int64_t first_block, int64_t last_block) {
   constexpr int64_t kRows = 2 * kTileRows;
   const int64_t whole = product.in / kTileInputs, rest = product.in % kTileInputs;
-  const int64_t steps = whole + (rest != 0), bytes = steps * 2 * kTileBytes;
+  const int64_t rows = std::min(kRows, product.rows - row), bytes = (whole + (rest != 0)) * 2 * kTileBytes;
+  const BFloat16* x = static_cast<const BFloat16*>(product.x) + row * product.x_stride;
   alignas(64) BFloat16 tail[kRows * kTileInputs];
   alignas(64) float sums[kRows * Tiled::kOutputs];
-  for (int64_t row = 0; row < product.rows; row += kRows) {
-    const int64_t rows = std::min(kRows, product.rows - row);
-    const BFloat16* x = static_cast<const BFloat16*>(product.x) + row * product.x_stride;
-    if (rest != 0) {
-      std::memset(tail, 0, sizeof tail);
-      for (int64_t i = 0; i < rows; ++i) {
-        std::memcpy(tail + i * kTileInputs, x + i * product.x_stride + whole * kTileInputs, rest * 2);
-      }
+  if (rest != 0) {
+    std::memset(tail, 0, sizeof tail);
+    for (int64_t i = 0; i < rows; ++i) {
+      std::memcpy(tail + i * kTileInputs, x + i * product.x_stride + whole * kTileInputs, rest * 2);
     }
-    configure_tiles(rows);
-    const auto multiply = rows > kTileRows ? multiply_tiles<true> : multiply_tiles<false>;
-    for (int64_t index = first_block; index < last_block; ++index) {
-      const char* block = static_cast<const char*>(product.weight) + index * bytes;
-      multiply(x, product.x_stride, whole, rest == 0 ? nullptr : tail, block, sums);
-      const int64_t first = index * Tiled::kOutputs, count = std::min(Tiled::kOutputs, product.width - first);
-      for (int64_t i = 0; i < rows; ++i) finish<BFloat16>(product, row + i, sums + i * Tiled::kOutputs, first, count);
+  }
+  configure_tiles(rows);
+  const auto multiply = rows > kTileRows ? multiply_tiles<true> : multiply_tiles<false>;
+  for (int64_t index = first_block; index < last_block; ++index) {
+    const char* block = static_cast<const char*>(product.weight) + index * bytes;
+    multiply(x, product.x_stride, whole, rest == 0 ? nullptr : tail, block, sums);
+    const int64_t first = index * Tiled::kOutputs, count = std::min(Tiled::kOutputs, product.width - first);
+    for (int64_t i = 0; i < rows; ++i) finish<BFloat16>(product, row + i, sums + i * Tiled::kOutputs, first, count);
+  }
+}
+
+inline void product_by_tiles(const Product& product, int64_t first_block, int64_t last_block) {
+  const int64_t kept = std::max<int64_t>(1, kKept / (rounded_up(product.in, kTileInputs) * Tiled::kOutputs * 2));
+  for (int64_t block = first_block; block < last_block; block += kept) {
+    for (int64_t row = 0; row < product.rows; row += 2 * kTileRows) {
+      multiply_rows(product, row, block, std::min(block + kept, last_block));
     }
   }
   _tile_release();
