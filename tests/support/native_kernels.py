@@ -51,7 +51,7 @@ def compiled(variant: str, folder: Path) -> Kernels | None:
     if compiler is None:
         return None
     library = folder / f"{variant}.so"
-    command = [compiler, "-O2", "-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-fPIC"]  # fmt: skip
+    command = [compiler, "-O2", "-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-maybe-uninitialized", "-fPIC"]  # fmt: skip
     command += ["-shared", "-pthread", f"-I{HEADERS}", *VARIANTS[variant], str(SOURCE), "-o", str(library)]  # fmt: skip
     subprocess.run(command, check=True)
     return Kernels(ctypes.CDLL(str(library)))
