@@ -135,10 +135,11 @@ def case(shape: tuple[int, ...], dtype: torch.dtype, *, ragged: bool = True) -> 
     )
 
 
-# Rows, heads, KV heads, width, cached tokens, sizes of keys and values.
+# Rows, heads, KV heads, width, cached tokens, sizes of keys and values. Two threads share each step of the last two.
 ATTENTION = [
     (1, 6, 2, 1, 299, 64, 64), (1, 6, 2, 7, 93, 64, 64), (3, 4, 1, 33, 104, 96, 80), (1, 2, 2, 4, 30, 32, 128),
     (1, 4, 2, 20, 60, 256, 256), (1, 2, 1, 1, 0, 64, 64), (2, 4, 2, 6, 5, 66, 18), (1, 1, 1, 3, 50, 7, 5),
+    (1, 6, 3, 3, 200, 64, 64), (1, 4, 1, 2, 140, 256, 240),
 ]  # fmt: skip
 
 

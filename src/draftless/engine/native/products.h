@@ -12,12 +12,6 @@
 
 namespace draftless {
 
-#ifdef __AMX_BF16__
-using BFloat16Layout = Tiled;
-#else
-using BFloat16Layout = Streamed;
-#endif
-
 // Whether this process may run these products: the system has to allow the tiles of AMX.
 inline bool may_multiply() {
 #ifdef __AMX_BF16__

@@ -5,12 +5,12 @@
 
 #pragma once
 
+#include "streams.h"
+
 #ifdef __AMX_BF16__
 
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include "streams.h"
 
 namespace draftless {
 
@@ -41,11 +41,11 @@ inline void configure_tiles(int64_t rows) {
   _tile_loadconfig(&config);
 }
 
-// Sums of up to 32 rows with a block: of its first 16 rows only, unless `kBoth`.
-template <bool kBoth>
+// Adds 32 inputs of up to 16 rows, or 32 if `kBoth`, times a block, which is fetched ahead where it is a stream.
+template <bool kBoth, bool kIsStream>
 DRAFTLESS_INLINE void multiply_step(const BFloat16* x, int64_t x_bytes, const char* weight) {
 #pragma GCC unroll 32
-  for (int64_t i = 0; i < 2 * kTileBytes; i += 64) __builtin_prefetch(weight + kAheadBytes + i, 0, 2);
+  for (int64_t i = 0; kIsStream && i < 2 * kTileBytes; i += 64) __builtin_prefetch(weight + kAheadBytes + i, 0, 2);
   _tile_stream_loadd(6, weight, 64);
   _tile_loadd(4, x, x_bytes);
   _tile_dpbf16ps(0, 4, 6);
@@ -58,10 +58,12 @@ DRAFTLESS_INLINE void multiply_step(const BFloat16* x, int64_t x_bytes, const ch
   }
 }
 
-// `tail`: the last inputs of the rows, where they are no whole tile, padded with zeros.
-template <bool kBoth>
-void multiply_tiles(const BFloat16* x, int64_t x_stride, int64_t whole, const BFloat16* tail, const char* weight,
-                    float* sums) {
+// Sums of rows with a block, rows of sums `stride` apart. `whole`: the number of whole tiles of inputs; `tail`: the
+// inputs behind them padded with zeros, or null.
+template <bool kBoth, bool kIsStream>
+void multiply_tiles(const BFloat16* x, int64_t x_stride, int64_t whole, const BFloat16* tail, const void* block,
+                    float* sums, int64_t stride) {
+  const char* weight = static_cast<const char*>(block);
   _tile_zero(0);
   _tile_zero(1);
   if constexpr (kBoth) {
@@ -69,15 +71,14 @@ void multiply_tiles(const BFloat16* x, int64_t x_stride, int64_t whole, const BF
     _tile_zero(3);
   }
   for (int64_t step = 0; step < whole; ++step, weight += 2 * kTileBytes) {
-    multiply_step<kBoth>(x + step * kTileInputs, x_stride * 2, weight);
+    multiply_step<kBoth, kIsStream>(x + step * kTileInputs, x_stride * 2, weight);
   }
-  if (tail != nullptr) multiply_step<kBoth>(tail, kTileInputs * 2, weight);
-  constexpr int64_t kStride = Tiled::kOutputs * 4;
-  _tile_stored(0, sums, kStride);
-  _tile_stored(1, sums + 16, kStride);
+  if (tail != nullptr) multiply_step<kBoth, kIsStream>(tail, kTileInputs * 2, weight);
+  _tile_stored(0, sums, stride * 4);
+  _tile_stored(1, sums + 16, stride * 4);
   if constexpr (kBoth) {
-    _tile_stored(2, sums + kTileRows * Tiled::kOutputs, kStride);
-    _tile_stored(3, sums + kTileRows * Tiled::kOutputs + 16, kStride);
+    _tile_stored(2, sums + kTileRows * stride, stride * 4);
+    _tile_stored(3, sums + kTileRows * stride + 16, stride * 4);
   }
 }
 
@@ -96,10 +97,10 @@ inline void multiply_rows(const Product& product, int64_t row, int64_t first_blo
     }
   }
   configure_tiles(rows);
-  const auto multiply = rows > kTileRows ? multiply_tiles<true> : multiply_tiles<false>;
+  const auto multiply = rows > kTileRows ? multiply_tiles<true, true> : multiply_tiles<false, true>;
   for (int64_t index = first_block; index < last_block; ++index) {
     const char* block = static_cast<const char*>(product.weight) + index * bytes;
-    multiply(x, product.x_stride, whole, rest == 0 ? nullptr : tail, block, sums);
+    multiply(x, product.x_stride, whole, rest == 0 ? nullptr : tail, block, sums, Tiled::kOutputs);
     const int64_t first = index * Tiled::kOutputs, count = std::min(Tiled::kOutputs, product.width - first);
     for (int64_t i = 0; i < rows; ++i) finish<BFloat16>(product, row + i, sums + i * Tiled::kOutputs, first, count);
   }
@@ -114,6 +115,16 @@ inline void product_by_tiles(const Product& product, int64_t first_block, int64_
   }
   _tile_release();
 }
+
+using BFloat16Layout = Tiled;
+
+}  // namespace draftless
+
+#else
+
+namespace draftless {
+
+using BFloat16Layout = Streamed;
 
 }  // namespace draftless
 
