@@ -1,0 +1,205 @@
+// Products of rows with a packed weight in vectors: the form that any CPU has.
+//
+// Few rows are bound by how fast the weight can be read, so it is read once, as one stream, for up to six rows.
+// A weight is cut into blocks of outputs, and inputs into units of 32 bits: a float, or two bfloat16 side by side.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+
+#include "common.h"
+
+namespace draftless {
+
+struct Product {
+  DType dtype;         // of x, weight, bias and out
+  const void* x;       // [rows, in], rows `x_stride` numbers apart
+  const void* weight;  // [width, in], packed
+  const void* bias;    // [width], or null
+  void* out;           // [rows, width], rows `out_stride` numbers apart
+  int64_t rows, in, width, x_stride, out_stride;
+};
+
+// Vectors of outputs in a block of a streamed weight, and rows at once: their sums fill the registers.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kVectors = 4;
+#else
+constexpr int kVectors = 2;
+#endif
+constexpr int kStreamedRows = 6;
+constexpr int64_t kStreamedOutputs = kVectors * kLanes;
+constexpr int64_t kAhead = 1024;  // units that are fetched before they are read
+
+template <class T>
+constexpr int64_t kPerUnit = 4 / sizeof(T);
+
+template <class T>
+int64_t units_of(int64_t in) {
+  return (in + kPerUnit<T> - 1) / kPerUnit<T>;
+}
+
+// A unit of a row; what lies behind its end is zero.
+template <class T>
+DRAFTLESS_INLINE uint32_t unit_at(const T* row, int64_t in, int64_t unit) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, row + unit * kPerUnit<T>, std::min(kPerUnit<T>, in - unit * kPerUnit<T>) * sizeof(T));
+  return bits;
+}
+
+template <class T>
+DRAFTLESS_INLINE uint32_t whole_unit(const T* row, int64_t unit) {
+  uint32_t bits;
+  std::memcpy(&bits, row + unit * kPerUnit<T>, sizeof bits);
+  return bits;
+}
+
+// How a block lies in memory: `kOutputs` outputs, parts of `kPart` of them side by side for a whole part of units.
+struct Streamed {  // [units, outputs]
+  static constexpr int64_t kOutputs = kStreamedOutputs, kUnits = 1, kStride = kOutputs;
+  static int64_t place(int64_t unit, int64_t output) { return unit * kOutputs + output; }
+};
+
+struct Tiled {  // [units / 16, outputs / 16, 16, 16]
+  static constexpr int64_t kOutputs = 32, kUnits = 16, kStride = 16;
+  static int64_t place(int64_t unit, int64_t output) {
+    return unit / 16 * 16 * kOutputs + output / 16 * 256 + unit % 16 * 16 + output % 16;
+  }
+};
+
+template <size_t... kPlaces>
+DRAFTLESS_INLINE Words zipped(std::index_sequence<kPlaces...>) {
+  return Words{static_cast<uint32_t>(kPlaces / 2 + kPlaces % 2 * kLanes)...};
+}
+
+// Swaps rows and columns of kLanes vectors: each of the rounds interleaves the two halves.
+DRAFTLESS_INLINE void transpose(Words (&rows)[kLanes]) {
+  const Words low = zipped(std::make_index_sequence<kLanes>()), high = low + kLanes / 2;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    Words mixed[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      mixed[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      mixed[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = mixed[i];
+  }
+}
+
+// Packs outputs `first` .. `last` of one block: `from` is the row of the first. Those behind become zero.
+template <class Layout, class T>
+void pack_block(const T* from, int64_t stride, int64_t in, int64_t first, int64_t last, uint32_t* block) {
+  const int64_t units = units_of<T>(in), whole = in / kPerUnit<T>, padded = rounded_up(units, Layout::kUnits);
+  for (int64_t unit = 0; unit < padded; unit += kLanes) {
+    for (int64_t output = first / kLanes * kLanes; output < Layout::kOutputs; output += kLanes) {
+      const T* rows = from + (output - first) * stride;
+      if (first <= output && output + kLanes <= last && unit + kLanes <= whole) {
+        Words words[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) words[i] = load_vector<Words>(rows + i * stride + unit * kPerUnit<T>);
+        transpose(words);
+        uint32_t* to = block + Layout::place(unit, output);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) std::memcpy(to + i * Layout::kStride, &words[i], sizeof words[i]);
+        continue;
+      }
+      for (int64_t i = std::max<int64_t>(0, first - output); i < kLanes; ++i) {
+        for (int64_t j = unit; j < std::min(padded, unit + kLanes); ++j) {
+          const bool is_there = output + i < last && j < units;
+          block[Layout::place(j, output + i)] = is_there ? unit_at(rows + i * stride, in, j) : 0;
+        }
+      }
+    }
+  }
+}
+
+// sum + x * weight, unit by unit.
+template <class T>
+DRAFTLESS_INLINE Floats multiply_add(Words x, Words weight, Floats sum) {
+  if constexpr (sizeof(T) == 4) return fma((Floats)x, (Floats)weight, sum);
+#ifdef __AVX512BF16__
+  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)weight);
+#else
+  sum = fma((Floats)(x << 16), (Floats)(weight << 16), sum);
+  return fma((Floats)(x & 0xffff0000u), (Floats)(weight & 0xffff0000u), sum);
+#endif
+}
+
+// Sums of `kRows` rows of x with one streamed block, kStreamedOutputs each, rows `sums_stride` apart.
+template <class T, int kRows>
+void stream(const T* x, int64_t x_stride, int64_t in, const uint32_t* block, float* sums, int64_t sums_stride) {
+  Floats total[kRows][kVectors] = {};
+  const auto add = [&](int64_t unit, auto unit_of) __attribute__((always_inline)) {
+    Words weight[kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      const uint32_t* from = block + unit * kStreamedOutputs + i * kLanes;
+      weight[i] = load_vector<Words>(from);
+      if (i * kLanes % 16 == 0) __builtin_prefetch(from + kAhead);
+    }
+#pragma GCC unroll 6
+    for (int row = 0; row < kRows; ++row) {
+      const Words both = all_words(unit_of(x + row * x_stride, unit));
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) total[row][i] = multiply_add<T>(both, weight[i], total[row][i]);
+    }
+  };
+  const int64_t whole = in / kPerUnit<T>;
+  for (int64_t unit = 0; unit < whole; ++unit) add(unit, whole_unit<T>);
+  if (whole < units_of<T>(in)) add(whole, [in](const T* row, int64_t unit) { return unit_at(row, in, unit); });
+#pragma GCC unroll 6
+  for (int row = 0; row < kRows; ++row) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) store(sums + row * sums_stride + i * kLanes, total[row][i]);
+  }
+}
+
+// Calls `part(first row, number of rows, its stream)` for all rows, evenly: a part of one row reads as much as one of
+// six.
+template <class T, class Part>
+void in_parts(int64_t rows, const Part& part) {
+  using Stream = void (*)(const T*, int64_t, int64_t, const uint32_t*, float*, int64_t);
+  constexpr Stream kStreams[kStreamedRows] = {stream<T, 1>, stream<T, 2>, stream<T, 3>,
+                                              stream<T, 4>, stream<T, 5>, stream<T, 6>};
+  int64_t row = 0;
+  for (int64_t parts = (rows + kStreamedRows - 1) / kStreamedRows; parts > 0; --parts) {
+    const int64_t count = (rows - row + parts - 1) / parts;
+    part(row, count, kStreams[count - 1]);
+    row += count;
+  }
+}
+
+// Adds the bias to sums of one row, rounds and stores them: outputs `first` .. `first + count`.
+template <class T>
+DRAFTLESS_INLINE void finish(const Product& product, int64_t row, const float* sums, int64_t first, int64_t count) {
+  const T* bias = product.bias == nullptr ? nullptr : static_cast<const T*>(product.bias) + first;
+  T* out = static_cast<T*>(product.out) + row * product.out_stride + first;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(out + i, bias == nullptr ? load(sums + i) : load(sums + i) + load(bias + i));
+  }
+  if (i < count) {
+    const Floats sum = load_some(sums + i, count - i);
+    store_some(out + i, bias == nullptr ? sum : sum + load_some(bias + i, count - i), count - i);
+  }
+}
+
+template <class T>
+void product_by_streams(const Product& product, int64_t first_block, int64_t last_block) {
+  const T* x = static_cast<const T*>(product.x);
+  const int64_t size = units_of<T>(product.in) * kStreamedOutputs;
+  for (int64_t index = first_block; index < last_block; ++index) {
+    const uint32_t* block = static_cast<const uint32_t*>(product.weight) + index * size;
+    const int64_t first = index * kStreamedOutputs, count = std::min(kStreamedOutputs, product.width - first);
+    in_parts<T>(product.rows, [&](int64_t from, int64_t rows, auto streamed) {
+      alignas(64) float sums[kStreamedRows * kStreamedOutputs];
+      streamed(x + from * product.x_stride, product.x_stride, product.in, block, sums, kStreamedOutputs);
+      for (int64_t i = 0; i < rows; ++i) finish<T>(product, from + i, sums + i * kStreamedOutputs, first, count);
+    });
+  }
+}
+
+}  // namespace draftless
