@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -45,6 +46,7 @@ class Sizes(ctypes.Structure):
     ]  # fmt: skip
 
 
+@cache
 def compiled(variant: str, folder: Path) -> Kernels | None:
     """None without a compiler."""
     compiler = shutil.which("g++")

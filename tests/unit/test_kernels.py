@@ -8,6 +8,7 @@ import os
 import random
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +25,14 @@ from support.native_kernels import (
 )
 
 
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
 @pytest.fixture(scope="session", params=variants())
-def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    found = compiled(request.param, tmp_path_factory.mktemp("kernels"))
+def kernels(request: pytest.FixtureRequest, folder: Path) -> Kernels:
+    found = compiled(request.param, folder)
     if found is None or not found.runs_here():
         pytest.skip("no g++, or a system that does not allow AMX")
     return found
@@ -228,9 +234,9 @@ def test_a_tree_that_is_none_is_refused(kernels: Kernels, tree: Parents) -> None
         kernels.attend(given)
 
 
-@pytest.fixture(scope="module")
-def any_kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    found = compiled("native", tmp_path_factory.mktemp("pool"))
+@pytest.fixture
+def any_kernels(folder: Path) -> Kernels:
+    found = compiled("native", folder)
     if found is None:
         pytest.skip("no g++")
     return found

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "common.h"
@@ -116,36 +117,62 @@ void pack_block(const T* from, int64_t stride, int64_t in, int64_t first, int64_
   }
 }
 
-// sum + x * weight, unit by unit.
+// In how many steps a unit is multiplied: two where each of its bfloat16 becomes a float of its own.
+#ifdef __AVX512BF16__
+template <class T>
+constexpr int kSteps = 1;
+#else
+template <class T>
+constexpr int kSteps = kPerUnit<T>;
+#endif
+
+// A unit in all lanes. Behind a barrier: GCC would shift it as a scalar, and then bring two numbers into vectors.
+template <class T>
+DRAFTLESS_INLINE Words broadcast(uint32_t unit) {
+  Words both = all_words(unit);
+#if defined(__x86_64__)
+  if constexpr (kSteps<T> == 2) asm("" : "+v"(both));
+#endif
+  return both;
+}
+
+// What of a unit step `kStep` multiplies.
+template <class T, int kStep>
+DRAFTLESS_INLINE Words factor_of(Words unit) {
+  if constexpr (kSteps<T> == 1) return unit;
+  return kStep == 0 ? unit << 16 : unit & 0xffff0000u;
+}
+
 template <class T>
 DRAFTLESS_INLINE Floats multiply_add(Words x, Words weight, Floats sum) {
-  if constexpr (sizeof(T) == 4) return fma((Floats)x, (Floats)weight, sum);
 #ifdef __AVX512BF16__
-  return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)weight);
-#else
-  sum = fma((Floats)(x << 16), (Floats)(weight << 16), sum);
-  return fma((Floats)(x & 0xffff0000u), (Floats)(weight & 0xffff0000u), sum);
+  if constexpr (sizeof(T) == 2) return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)weight);
 #endif
+  return fma((Floats)x, (Floats)weight, sum);
 }
 
 // Sums of `kRows` rows of x with one streamed block, kStreamedOutputs each, rows `sums_stride` apart.
 template <class T, int kRows>
 void stream(const T* x, int64_t x_stride, int64_t in, const uint32_t* block, float* sums, int64_t sums_stride) {
   Floats total[kRows][kVectors] = {};
-  const auto add = [&](int64_t unit, auto unit_of) __attribute__((always_inline)) {
+  const auto add_step = [&](int64_t unit, auto unit_of, auto step) __attribute__((always_inline)) {
     Words weight[kVectors];
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
-      const uint32_t* from = block + unit * kStreamedOutputs + i * kLanes;
-      weight[i] = load_vector<Words>(from);
-      if (i * kLanes % 16 == 0) __builtin_prefetch(from + kAhead);
+      weight[i] = factor_of<T, step>(load_vector<Words>(block + unit * kStreamedOutputs + i * kLanes));
     }
 #pragma GCC unroll 6
     for (int row = 0; row < kRows; ++row) {
-      const Words both = all_words(unit_of(x + row * x_stride, unit));
+      const Words both = factor_of<T, step>(broadcast<T>(unit_of(x + row * x_stride, unit)));
 #pragma GCC unroll 4
       for (int i = 0; i < kVectors; ++i) total[row][i] = multiply_add<T>(both, weight[i], total[row][i]);
     }
+  };
+  const auto add = [&](int64_t unit, auto unit_of) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kStreamedOutputs; i += 16) __builtin_prefetch(block + unit * kStreamedOutputs + i + kAhead);
+    add_step(unit, unit_of, std::integral_constant<int, 0>());
+    if constexpr (kSteps<T> == 2) add_step(unit, unit_of, std::integral_constant<int, 1>());
   };
   const int64_t whole = in / kPerUnit<T>;
   for (int64_t unit = 0; unit < whole; ++unit) add(unit, whole_unit<T>);

@@ -97,7 +97,8 @@ inline void multiply_rows(const Product& product, int64_t row, int64_t first_blo
     }
   }
   configure_tiles(rows);
-  const auto multiply = rows > kTileRows ? multiply_tiles<true, true> : multiply_tiles<false, true>;
+  const auto multiply = row > 0 ? (rows > kTileRows ? multiply_tiles<true, false> : multiply_tiles<false, false>)
+                                : (rows > kTileRows ? multiply_tiles<true, true> : multiply_tiles<false, true>);
   for (int64_t index = first_block; index < last_block; ++index) {
     const char* block = static_cast<const char*>(product.weight) + index * bytes;
     multiply(x, product.x_stride, whole, rest == 0 ? nullptr : tail, block, sums, Tiled::kOutputs);
