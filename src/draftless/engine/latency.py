@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 import time
 import warnings
 import zlib
@@ -24,13 +23,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from draftless.caches import CACHE_VARIABLE, cache_folder
 from draftless.engine.target import TargetModel
 from draftless.errors import ArtifactError, ConfigError
 from draftless.layout import chain_parents, tree_layout
 from draftless.prices import Point, PriceList, read_price_list, write_price_list
 from draftless.provenance import hardware_name
-
-CACHE_VARIABLE = "DRAFTLESS_CACHE"
 
 QUIET = 0.1
 """Noise (`facts["noise"]`) above which a list is worth measuring again."""
@@ -255,17 +253,7 @@ def price_key(target: TargetModel) -> dict[str, Any]:
 
 def cache_file(target: TargetModel) -> Path:
     """Where a price list is kept: below `$DRAFTLESS_CACHE`, else the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    folder = Path(given) if given else _users_cache() / "draftless"
-    return folder / "prices" / _file_name(price_key(target))
-
-
-def _users_cache() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(given) if given else Path.home() / ".cache"
-    except RuntimeError:  # a container's bare user id has no home
-        return Path(tempfile.gettempdir())
+    return cache_folder() / "prices" / _file_name(price_key(target))
 
 
 def _file_name(key: Mapping[str, Any]) -> str:

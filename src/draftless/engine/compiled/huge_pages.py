@@ -27,12 +27,19 @@ class HugePages:
         """A copy of a CPU tensor, contiguous; the tensor itself where the system has no such pages."""
         if not hasattr(mmap, "MADV_HUGEPAGE"):
             return tensor
-        begin = -(-self._used // _ALIGNED) * _ALIGNED
-        if begin + tensor.nbytes > self._chunk.numel():
-            self._chunk, begin = _mapped(max(tensor.nbytes, _CHUNK)), 0
-        self._used = begin + tensor.nbytes
-        copy = self._chunk[begin : self._used].view(tensor.dtype).view(tensor.shape)
+        copy = self.empty(tensor.nbytes).view(tensor.dtype).view(tensor.shape)
         return copy.copy_(tensor)
+
+    def empty(self, num_bytes: int) -> torch.Tensor:  # [num_bytes] uint8
+        """Memory that is not written yet."""
+        if not hasattr(mmap, "MADV_HUGEPAGE"):
+            room = torch.empty(num_bytes + _ALIGNED, dtype=torch.uint8)
+            return room[-room.data_ptr() % _ALIGNED :][:num_bytes]
+        begin = -(-self._used // _ALIGNED) * _ALIGNED
+        if begin + num_bytes > self._chunk.numel():
+            self._chunk, begin = _mapped(max(num_bytes, _CHUNK)), 0
+        self._used = begin + num_bytes
+        return self._chunk[begin : self._used]
 
 
 def _mapped(num_bytes: int) -> torch.Tensor:  # uint8

@@ -1,0 +1,220 @@
+// What a model does between its products, one token at a time: a list of instructions on short vectors of floats.
+//
+// Every instruction computes in float, and rounds to bfloat16 where the model's own code would have stored one. Lanes
+// never mix but in sums, which go in one order; so the bits of a token do not depend on what stands beside it.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common.h"
+
+namespace draftless {
+
+// The order is that of `_OPS` in engine/cpu/lower.py.
+enum Op : int64_t {
+  kCopy, kNeg, kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kRsqrt, kSqrt, kExp, kSilu, kGelu, kGeluTanh, kTanh,
+  kSigmoid, kRelu, kCos, kSin, kAbs, kPow, kMean, kSum, kLoad, kStore, kTokenId, kPosition, kEmbed, kErf,
+};
+
+struct Operand {
+  int64_t base;         // number of the first float in the token's room, or the address of a constant
+  int64_t strides[3];
+  int64_t is_constant;
+};
+
+struct Instruction {
+  int64_t op, is_rounded;
+  int64_t sizes[3];
+  Operand out, a, b;
+  int64_t offset, stride, dtype, is_output;  // of loads and stores: the buffer, in bytes a token
+  double number;
+};
+
+namespace elementwise_detail {
+
+inline Floats rounded(Floats values) {
+  const Words bits = (Words)values;
+  const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
+  return values == values ? (Floats)nearest : values;
+}
+
+template <class Function>
+inline Floats lane_by_lane(Floats values, Function&& function) {
+  for (int i = 0; i < kLanes; ++i) values[i] = function(values[i]);
+  return values;
+}
+
+inline Floats magnitude(Floats x) { return (Floats)((Words)x & 0x7fffffffu); }
+
+inline Floats exp_of_minus(Floats x) {  // e^-x for x >= 0
+  return exp2(x * all(-1.4426950408889634f));
+}
+
+inline Floats sigmoid(Floats x) {
+  const Floats small = exp_of_minus(magnitude(x));
+  return (x >= Floats{} ? all(1.0f) : small) / (all(1.0f) + small);
+}
+
+inline Floats tanh(Floats x) {
+  const Floats small = exp_of_minus(magnitude(x) * all(2.0f));
+  const Floats large = (all(1.0f) - small) / (all(1.0f) + small);
+  const Floats square = x * x;  // near zero the difference loses its digits, and the series has them
+  Floats series = fma(square, all(-17.0f / 315.0f), all(2.0f / 15.0f));
+  series = x * fma(square, fma(square, series, all(-1.0f / 3.0f)), all(1.0f));
+  const Floats signed_large = x < Floats{} ? -large : large;
+  return magnitude(x) < all(0.1f) ? series : signed_large;
+}
+
+inline Floats gelu_tanh(Floats x) {
+  const Floats inner = all(0.7978845608028654f) * fma(x * x * x, all(0.044715f), x);
+  return all(0.5f) * x * (all(1.0f) + tanh(inner));
+}
+
+inline Floats gelu(Floats x) {
+  return lane_by_lane(x, [](float v) { return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f)); });
+}
+
+inline Floats power(Floats x, double exponent) {
+  if (exponent == 2) return x * x;
+  if (exponent == 3) return x * x * x;
+  return lane_by_lane(x, [exponent](float v) { return static_cast<float>(std::pow(v, exponent)); });
+}
+
+// Up to a whole vector of an operand.
+inline Floats some_of(const float* from, int64_t stride, int64_t count) {
+  if (stride == 0) return all(*from);
+  if (stride == 1) return count == kLanes ? load(from) : load_some(from, count);
+  Floats values{};
+  for (int64_t i = 0; i < count; ++i) values[i] = from[i * stride];
+  return values;
+}
+
+template <class Function>
+inline void each(const Instruction& it, float* room, const Function& function) {
+  const auto place = [room](const Operand& of) {
+    return of.is_constant ? reinterpret_cast<const float*>(of.base) : room + of.base;
+  };
+  const float *a = place(it.a), *b = place(it.b);
+  for (int64_t i = 0; i < it.sizes[0]; ++i) {
+    for (int64_t j = 0; j < it.sizes[1]; ++j) {
+      const float* from_a = a + i * it.a.strides[0] + j * it.a.strides[1];
+      const float* from_b = b + i * it.b.strides[0] + j * it.b.strides[1];
+      float* to = room + it.out.base + i * it.out.strides[0] + j * it.out.strides[1];
+      for (int64_t k = 0; k < it.sizes[2]; k += kLanes) {
+        const int64_t count = it.sizes[2] - k < kLanes ? it.sizes[2] - k : kLanes;
+        Floats value = function(some_of(from_a + k * it.a.strides[2], it.a.strides[2], count),
+                                some_of(from_b + k * it.b.strides[2], it.b.strides[2], count));
+        if (it.is_rounded) value = rounded(value);
+        if (it.out.strides[2] == 1 && count == kLanes) {
+          store(to + k, value);
+        } else {
+          for (int64_t lane = 0; lane < count; ++lane) to[(k + lane) * it.out.strides[2]] = value[lane];
+        }
+      }
+    }
+  }
+}
+
+// The sum or mean of the innermost axis, whose stride is one.
+inline void reduce(const Instruction& it, float* room, bool is_mean) {
+  const float* a = it.a.is_constant ? reinterpret_cast<const float*>(it.a.base) : room + it.a.base;
+  for (int64_t i = 0; i < it.sizes[0]; ++i) {
+    for (int64_t j = 0; j < it.sizes[1]; ++j) {
+      const float* from = a + i * it.a.strides[0] + j * it.a.strides[1];
+      Floats sums{}, more{};
+      int64_t k = 0;
+      for (; k + 2 * kLanes <= it.sizes[2]; k += 2 * kLanes) {
+        sums += load(from + k);
+        more += load(from + k + kLanes);
+      }
+      for (; k < it.sizes[2]; k += kLanes) {
+        sums += load_some(from + k, it.sizes[2] - k < kLanes ? it.sizes[2] - k : kLanes);
+      }
+      float value = sum_of(sums + more);
+      if (is_mean) value /= static_cast<float>(it.sizes[2]);
+      if (it.is_rounded) value = to_float(to_bfloat16(value));
+      room[it.out.base + i * it.out.strides[0] + j * it.out.strides[1]] = value;
+    }
+  }
+}
+
+template <class T>
+inline void widen(const T* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = to_float(from[i]);
+}
+
+template <class T>
+inline void narrow(const float* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, load_some(from + i, count - i), count - i);
+}
+
+inline void read(int64_t dtype, const void* from, int64_t count, float* to) {
+  if (dtype == kFloat) return widen(static_cast<const float*>(from), count, to);
+  widen(static_cast<const BFloat16*>(from), count, to);
+}
+
+}  // namespace elementwise_detail
+
+// One token of a pass: `room` is its floats, `buffers` and `output` begin at the token 0 of a pass of `tokens`.
+struct Token {
+  int64_t index, tokens, id, position;
+  char *buffers, *output;
+  int64_t output_stride;  // bytes a token
+  float* room;
+};
+
+inline void execute(const Instruction& it, const Token& token) {
+  using namespace elementwise_detail;
+  float* const room = token.room;
+  const auto buffer = [&] {
+    return it.is_output ? token.output + token.index * token.output_stride
+                        : token.buffers + it.offset * token.tokens + token.index * it.stride;
+  };
+#define EACH(expression) return each(it, room, [&](Floats a, Floats b) { (void)b; return expression; })
+  switch (static_cast<Op>(it.op)) {
+    case kCopy: EACH(a);
+    case kNeg: EACH(-a);
+    case kAdd: EACH(a + b);
+    case kSub: EACH(a - b);
+    case kMul: EACH(a * b);
+    case kDiv: EACH(a / b);
+    case kMaximum: EACH(a > b || a != a ? a : b);
+    case kMinimum: EACH(a < b || a != a ? a : b);
+    case kRsqrt: EACH(all(1.0f) / lane_by_lane(a, [](float v) { return std::sqrt(v); }));
+    case kSqrt: EACH(lane_by_lane(a, [](float v) { return std::sqrt(v); }));
+    case kExp: EACH(lane_by_lane(a, [](float v) { return std::exp(v); }));
+    case kSilu: EACH(a * sigmoid(a));
+    case kGelu: EACH(gelu(a));
+    case kGeluTanh: EACH(gelu_tanh(a));
+    case kTanh: EACH(elementwise_detail::tanh(a));
+    case kSigmoid: EACH(sigmoid(a));
+    case kRelu: EACH(a > Floats{} || a != a ? a : Floats{});
+    case kCos: EACH(lane_by_lane(a, [](float v) { return std::cos(v); }));
+    case kSin: EACH(lane_by_lane(a, [](float v) { return std::sin(v); }));
+    case kAbs: EACH(magnitude(a));
+    case kErf: EACH(lane_by_lane(a, [](float v) { return std::erf(v); }));
+    case kPow: EACH(power(a, it.number));
+    case kMean: return reduce(it, room, true);
+    case kSum: return reduce(it, room, false);
+    case kLoad: return read(it.dtype, buffer(), it.sizes[2], room + it.out.base);
+    case kStore:
+      if (it.dtype == kFloat) return narrow(room + it.a.base, it.sizes[2], reinterpret_cast<float*>(buffer()));
+      return narrow(room + it.a.base, it.sizes[2], reinterpret_cast<BFloat16*>(buffer()));
+    case kTokenId: room[it.out.base] = static_cast<float>(token.id); return;
+    case kPosition: room[it.out.base] = static_cast<float>(token.position); return;
+    case kEmbed: {  // `a` is the index of a row of the table at `b`
+      const auto index = static_cast<int64_t>(room[it.a.base]);
+      return read(it.dtype, reinterpret_cast<const char*>(it.b.base) + index * it.stride, it.sizes[2],
+                  room + it.out.base);
+    }
+  }
+#undef EACH
+}
+
+}  // namespace draftless
