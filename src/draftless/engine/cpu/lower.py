@@ -212,6 +212,9 @@ class Lowering:
             raise NotLowered(call.name)
         return self._elementwise("pow", call, call.args[:1], float(call.args[1]))
 
+    def _on_square(self, call: Call, _: str) -> View:
+        return self._elementwise("pow", call, call.args[:1], 2.0)
+
     def _on_gelu(self, call: Call, _: str) -> View:
         is_tanh = call.kwargs.get("approximate") == "tanh"
         return self._elementwise("gelu_tanh" if is_tanh else "gelu", call, call.args[:1])
@@ -270,6 +273,21 @@ class Lowering:
             start += size
         return out
 
+    def _on_repeat_interleave(self, call: Call, overload: str) -> View:
+        view, (result,) = self._view(call.args[0]), call.results
+        axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim")
+        at = tokens_at(view.axes)
+        if overload != "self_int" or axis is None or at is None or axis % result.dim() == at:
+            raise NotLowered(call.name)
+        axis, times = axis % result.dim(), call.args[1]
+        out = self._fresh(result.shape, at, result.dtype)
+        stride = out.axes[axis].stride
+        pairs = Axis(view.axes[axis].size, stride * times), Axis(times, stride)
+        to = self._moved(out, (*out.axes[:axis], *pairs, *out.axes[axis + 1 :]))
+        of = self._moved(view, (*view.axes[: axis + 1], Axis(1, 0), *view.axes[axis + 1 :]))
+        self._instruct("copy", to, [of])
+        return out
+
     def _on_stack(self, call: Call, _: str) -> View:
         parts = [self._view(part) for part in call.args[0]]
         (result,) = call.results
@@ -300,7 +318,7 @@ class Lowering:
         return out
 
     def _on_layer_norm(self, call: Call, _: str) -> View:
-        x, shape, weight, bias, eps = (*call.args, None, None, 1e-5)[:5]
+        x, shape, weight, bias, eps = _filled(call.args, (None, None, None, None, 1e-5))
         view = self._view(x)
         if len(shape) != 1:
             raise NotLowered("a norm over several axes")
@@ -318,7 +336,7 @@ class Lowering:
         return self._cast(scaled, call.results[0].dtype)
 
     def _on_rms_norm(self, call: Call, _: str) -> View:
-        x, shape, weight, eps = (*call.args, None, None)[:4]
+        x, shape, weight, eps = _filled(call.args, (None, None, None, None))
         view = self._view(x)
         if len(shape) != 1:
             raise NotLowered("a norm over several axes")
@@ -346,7 +364,7 @@ class Lowering:
         return view if view.is_dense else self._copy(view)
 
     def _on_linear(self, call: Call, _: str) -> View:
-        x, weight, bias = (*call.args, None)[:3]
+        x, weight, bias = _filled(call.args, (None, None, None))
         return self._linear(call, x, weight, bias)
 
     def _on_addmm(self, call: Call, _: str) -> View:
@@ -459,7 +477,7 @@ class Lowering:
 
     def _on_slice(self, call: Call, _: str) -> View:
         view = self._view(call.args[0])
-        axis, start, end, step = (*call.args[1:], *(0, None, None, 1)[len(call.args) - 1 :])
+        _, axis, start, end, step = _filled(call.args, (None, 0, None, None, 1))
         axis %= len(view.axes)
         size = view.axes[axis].size
         start, end, step = slice(start, end, step).indices(size)
@@ -492,6 +510,11 @@ class Lowering:
         return self._parts(call, call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0))
 
     _on_chunk = _on_split_with_sizes = _on_split
+
+
+def _filled(args: Sequence[Any], defaults: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments of an operator, the missing ones by default."""
+    return (*args, *defaults[len(args) :])[: len(defaults)]
 
 
 def _cut(view: View, axis: int, start: int, size: int, step: int = 1) -> View:
