@@ -13,6 +13,7 @@ from draftless.engine.cpu.library import library
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.program import DTYPES, PackedWeight, Program
 from draftless.engine.cpu.record import record
+from draftless.engine.precision import InFloat32
 from draftless.engine.cpu.values import Linear, NotLowered, View
 from draftless.engine.tree_pass import TreePass
 from draftless.skip_set import SkipSet
@@ -97,12 +98,32 @@ class NativeForward:
         return None if body is None else body(tree_pass)[None]
 
     def _pack(
-        self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+        self,
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+        dtype: torch.dtype,
     ) -> PackedWeight:
         key = tuple(0 if one is None else one.data_ptr() for one in (*weights, *biases))
         if key not in self._packed:
-            self._packed[key] = PackedWeight(weights, biases, self._memory.empty)
+            self._packed[key] = PackedWeight(weights, biases, dtype, self._memory.empty)
         return self._packed[key]
+
+
+def states_in_float32(model: Any, kinds: Sequence[str], num_layers: int) -> Program:
+    """A pass of a model of any precision as a float32 one, up to what its head reads.
+
+    Raises:
+        NotLowered: the model cannot run so, or its head is not known.
+    """
+    with InFloat32():
+        recording = record(model, kinds, num_layers, torch.float32)
+    lowering = Lowering(recording, torch.float32)
+    states = _read_by_head(lowering, model)
+    if states is None:
+        raise NotLowered("a head that is no linear layer")
+    return Program(
+        lowering, torch.float32, lambda *what: PackedWeight(*what, HugePages().empty), states
+    )
 
 
 def _read_by_head(lowering: Lowering, model: Any) -> View | None:

@@ -50,6 +50,17 @@ def library() -> ctypes.CDLL:
     return found
 
 
+_threads = 1
+
+
+def use_threads(count: int) -> None:
+    """The number of threads of the passes that follow, of all models."""
+    global _threads
+    if count != _threads:
+        library().set_threads(count)
+        _threads = count
+
+
 def _load(more_flags: tuple[str, ...]) -> ctypes.CDLL:
     found = ctypes.CDLL(str(_compiled(more_flags)))
     for name, (result, arguments) in _SIGNATURES.items():

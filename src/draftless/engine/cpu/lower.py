@@ -207,6 +207,14 @@ class Lowering:
             return View(view.storage, view.axes, view.first, dtype)
         return self._copy(view, dtype)
 
+    def _on_zeros_like(self, call: Call, _: str) -> View:
+        (result,) = call.results
+        at = tokens_at(self._view(call.args[0]).axes)
+        assert at is not None
+        out = self._fresh(result.shape, at, result.dtype)
+        self._instruct("copy", out, [Constant(torch.zeros(()))])
+        return out
+
     def _on_pow(self, call: Call, overload: str) -> View:
         if overload != "Tensor_Scalar":
             raise NotLowered(call.name)
@@ -386,7 +394,7 @@ class Lowering:
             and id(weight) not in self._values
             and weight.dim() == 2
         )
-        if not is_product or at is None or view.dtype != self._dtype or weight.dtype != self._dtype:
+        if not is_product or at is None or view.dtype != self._dtype:
             raise NotLowered(f"{call.name} on other things than tokens and weights of one dtype")
         together = self._linears.get(id(x))
         if together is None:

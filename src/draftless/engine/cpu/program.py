@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from draftless.engine.cpu import structures
-from draftless.engine.cpu.library import library
+from draftless.engine.cpu.library import library, use_threads
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.schedule import Schedule, TokensStep, base_of, schedule
 from draftless.engine.cpu.values import Attend, Instruct, Linear, NotLowered, Placed, Storage, View
@@ -16,6 +16,9 @@ from draftless.engine.tree_pass import TreePass
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """`DType` of `native/common.h`."""
+
+
+_PACKED_ROWS = 4096
 
 
 class PackedWeight:
@@ -31,29 +34,34 @@ class PackedWeight:
         self,
         weights: Sequence[torch.Tensor],
         biases: Sequence[torch.Tensor | None],
+        dtype: torch.dtype,
         allocate: Callable[[int], torch.Tensor],
     ) -> None:
-        dtype = DTYPES[weights[0].dtype]
+        number = DTYPES[dtype]
         self.num_inputs = weights[0].shape[1]
         self.width = sum(len(weight) for weight in weights)
-        self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, dtype))
+        self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, number))
         first = 0
         for weight in weights:
-            weight = weight if weight.stride(1) == 1 else weight.contiguous()
-            rows, inputs = weight.shape
-            library().pack_weight(
-                weight.data_ptr(), rows, inputs, weight.stride(0), dtype, first, self.data.data_ptr()
-            )
-            first += rows
+            for part in weight.split(_PACKED_ROWS):  # a copy in another form is never a whole one
+                part = part.to(dtype)
+                part = part if part.stride(1) == 1 else part.contiguous()
+                rows, inputs = part.shape
+                library().pack_weight(
+                    part.data_ptr(), rows, inputs, part.stride(0), number, first, self.data.data_ptr()
+                )
+                first += rows
         self.bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
             self.bias = torch.cat(
-                [w.new_zeros(len(w)) if b is None else b.to(w.dtype) for w, b in pairs]
+                [torch.zeros(len(w), dtype=dtype) if b is None else b.to(dtype) for w, b in pairs]
             )
 
 
-Pack = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor | None]], PackedWeight]
+Pack = Callable[
+    [Sequence[torch.Tensor], Sequence[torch.Tensor | None], torch.dtype], PackedWeight
+]
 
 
 class Program:
@@ -87,6 +95,7 @@ class Program:
 
     def __call__(self, tree_pass: TreePass) -> torch.Tensor:  # [R*W, width]
         """One forward pass. What it returns is fresh memory."""
+        use_threads(torch.get_num_threads())
         width, lengths = tree_pass.width, tree_pass.lengths
         ids: list[int] = []
         parents: list[int] = []
@@ -130,7 +139,7 @@ class Program:
         return structures.Place(offset, storage.size, first, is_output)
 
     def _linear(self, step: Linear, pack: Pack) -> structures.Step:
-        packed = pack(step.weights, step.biases)
+        packed = pack(step.weights, step.biases, self._dtype)
         self._kept.append(packed)
         return structures.Step(
             kind=structures.LINEAR, x=self._of_buffer(step.x), out=self._buffer(step.out),
