@@ -196,8 +196,11 @@ class TargetModel:
         compile: bool = False,
         strict: bool = False,
         int8: bool = False,
+        **hub_options: Any,
     ) -> TargetModel:
         """Load a checkpoint folder or hub id; with `int8` its weights are rounded (`int8.py`).
+
+        `hub_options` (`revision`, `token`, ...) go to `transformers` as they are.
 
         Raises:
             ArtifactError: if it cannot be read.
@@ -207,8 +210,10 @@ class TargetModel:
         place = parse_device(device)
         check_source(path)
         try:
-            check_config(AutoConfig.from_pretrained(path))
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=parse_dtype(dtype) or "auto")
+            check_config(AutoConfig.from_pretrained(path, **hub_options))
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=parse_dtype(dtype) or "auto", **hub_options
+            )
         except CapabilityError:
             raise
         except Exception as error:
