@@ -265,7 +265,7 @@ class Draftless:
             CapabilityError: the model was put in training mode.
         """
         try:
-            read = self._read(prompts, options)
+            read = self._read(prompts, params, options)
             requests = make_requests(self.target, self._encoder, read, params, options)
             if streamer is not None:
                 if len(requests) != 1:
@@ -331,7 +331,7 @@ class Draftless:
 
         Arguments and errors as `generate`.
         """
-        read = self._read(prompt, options)
+        read = self._read(prompt, params, options)
         is_one_row = read.width is not None and len(read.items) == 1
         if read.is_batch and not is_one_row:
             raise InputError("stream takes one prompt; use generate for a list")
@@ -380,8 +380,9 @@ class Draftless:
         """What `generate` makes of these arguments for a prompt of `prompt_len` tokens."""
         return resolve_params(params, options, prompt_len, self.generation_config)
 
-    def _read(self, prompts: Any, options: dict[str, Any]) -> Prompts:
-        return read_call(prompts, options, padding_of(self.target, self.tokenizer, options))
+    def _read(self, prompts: Any, params: object, options: dict[str, Any]) -> Prompts:
+        padding = padding_of(self.target, self.tokenizer, params, options)
+        return read_call(prompts, options, padding)
 
 
 def _target_of(model: Any, how: dict[str, Any]) -> TargetModel:

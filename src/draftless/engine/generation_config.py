@@ -96,14 +96,19 @@ def resolve_params(
 
     Args:
         params: what was given in one piece.
-        options: keywords beside it: fields of `SamplingParams`, what `transformers`' `generate` takes,
-            and `use_model_defaults`. None leaves an option as it is.
+        options: keywords beside it: fields of `SamplingParams`, what `transformers`' `generate` takes
+            (also `generation_config`), and `use_model_defaults`. None leaves an option as it is.
         prompt_len: tokens of the prompt, from which `max_length` and `min_length` count.
         of_model: the checkpoint's own generation config.
 
     Raises:
         ConfigError: names the option that is unknown or cannot be honoured, and the way out.
     """
+    options = dict(options)
+    config = options.pop("generation_config", None)
+    if config is not None and params is not None:
+        raise ConfigError("give one of params and generation_config")
+    params = config if params is None else params
     if not isinstance(params, SamplingParams | GenerationConfig | None):
         raise ConfigError(f"params are SamplingParams or a GenerationConfig, not {params!r}")
     ours, theirs = _split(options)

@@ -34,10 +34,11 @@ def eos_token_ids(
 def padding_of(
     target: TargetModel,
     tokenizer: PreTrainedTokenizerBase | None,
+    params: object,
     options: Mapping[str, Any],
 ) -> Padding:
     """What is known of padding in a call with these options."""
-    configs = (options.get("generation_config"), target.model.generation_config)
+    configs = (params, options.get("generation_config"), target.model.generation_config)
 
     def given(name: str) -> Any:
         values = [options.get(name), *(getattr(config, name, None) for config in configs)]
@@ -66,10 +67,7 @@ def make_requests(
         ConfigError: as `resolve_params`; or params that do not fit to the prompts.
     """
     named = dict(options)
-    config, count = named.pop("generation_config", None), len(read.items)
-    if config is not None and params is not None:
-        raise ConfigError("give one of params and generation_config")
-    params = config if params is None else params
+    count = len(read.items)
     is_each = isinstance(params, Sequence)
     each = list(params) if isinstance(params, Sequence) else [params] * count
     if len(each) != count:
