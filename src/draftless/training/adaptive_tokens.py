@@ -13,7 +13,7 @@ from draftless.errors import ConfigError
 
 def highest_id(tokenizer: Any) -> int:
     """The highest id of a tokenizer; with gaps in the ids it is more than their number."""
-    return max(tokenizer.get_vocab().values())
+    return int(max(tokenizer.get_vocab().values()))
 
 
 def add_adaptive_tokens(

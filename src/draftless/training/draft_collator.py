@@ -57,7 +57,7 @@ class DraftCollator:
     # Shared memory: workers that outlive an epoch have a copy of everything else.
     _epoch: torch.Tensor = field(
         init=False, repr=False, compare=False,
-        default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(),
+        default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(),  # type: ignore[no-untyped-call]
     )  # fmt: skip
 
     @property

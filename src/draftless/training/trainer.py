@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -297,10 +296,10 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
 
 def _eval_batches(run: Run) -> list[dict[str, torch.Tensor]]:
     """Noise and blocks of epoch 0 beside the held-back documents, the same in every evaluation."""
-    collator = copy.copy(run.collator)
-    if collator.noise is not None:
-        settings = replace(collator.noise.settings, mode="branch", clean_share=0.0)
-        collator.noise = replace(collator.noise, settings=settings)
+    noise = run.collator.noise
+    if noise is not None:
+        noise = replace(noise, settings=replace(noise.settings, mode="branch", clean_share=0.0))
+    collator = replace(run.collator, noise=noise)
     starts = range(0, len(run.held), _EVAL_BATCH)
     return [dict(collator.in_branches(run.held[start : start + _EVAL_BATCH])) for start in starts]
 
