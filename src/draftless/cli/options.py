@@ -130,6 +130,17 @@ Lora = Annotated[
     bool | None, _option(_RUN, "Train low-rank adapters, merged at the end.", "--lora")
 ]
 Resume = Annotated[bool, _option(_RUN, "Go on from the newest complete checkpoint.", "--resume")]
+SaveEvery = Annotated[
+    int | None, _option(_RUN, "Steps between checkpoints. Default: one every ten minutes.")
+]
+TrainFormat = Annotated[
+    str | None,
+    _option(
+        _RUN,
+        "plain, chat, or auto: as the checkpoint was trained, else the chat template where there is one.",
+        "--format",
+    ),
+]
 NoiseMode = Annotated[
     str | None,
     _option(
