@@ -8,12 +8,12 @@ from typing import Any
 
 from draftless.errors import ConfigError, InputError
 
-# Arguments of `apply_chat_template` itself; a template's own variables may have any other name.
-_RESERVED = frozenset({
+RESERVED = frozenset({
     "conversation", "messages", "tools", "chat_template", "add_generation_prompt",
     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
     "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
 })  # fmt: skip
+"""Arguments of `apply_chat_template` itself; a template's own variables may have any other name."""
 
 
 def check_text(text: str, name: str) -> None:
@@ -116,7 +116,13 @@ def encode_messages(
     variables = dict(chat_template_kwargs or {})
     if tools:
         variables["tools"] = list(tools)
-    _check_variables(tokenizer, variables, chat_template_kwargs or {})
+    reserved = sorted(RESERVED.intersection(chat_template_kwargs or {}))
+    if reserved:
+        raise ConfigError(
+            f"chat_template_kwargs must hold variables of the template, got {', '.join(reserved)}; "
+            "leave it out (tools are an argument of their own)"
+        )
+    check_variables(tokenizer, variables)
     try:
         ids = tokenizer.apply_chat_template(
             plain, tokenize=True, add_generation_prompt=True, return_dict=False, **variables
@@ -127,17 +133,15 @@ def encode_messages(
     return [int(token_id) for token_id in ids]
 
 
-def _check_variables(
-    tokenizer: Any, variables: Mapping[str, Any], given: Mapping[str, Any]
-) -> None:
+def check_variables(tokenizer: Any, variables: Mapping[str, Any]) -> None:
+    """Refuse variables that the chat template would ignore, `tools` among them.
+
+    Raises:
+        InputError: there is no chat template, or none can be chosen.
+        ConfigError: the template does not use one of the variables.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("this tokenizer has no chat template; give text instead of messages")
-    reserved = sorted(_RESERVED.intersection(given))
-    if reserved:
-        raise ConfigError(
-            f"chat_template_kwargs must hold variables of the template, got {', '.join(reserved)}; "
-            "leave it out (tools are an argument of their own)"
-        )
     if not variables:
         return
     try:

@@ -10,11 +10,11 @@ compared, because a token may hold the end of the prompt and the beginning of th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from draftless.errors import InputError
+from draftless.chat import RESERVED, check_variables, encode_messages, plain_messages
+from draftless.errors import ConfigError, InputError
 
 IGNORED_LABEL = -100
 
@@ -26,11 +26,7 @@ TEMPLATE_FIELDS = ("tools", "documents")
 MORE_ARGUMENTS = "chat_template_kwargs"
 """The field of a record that holds further variables of the chat template."""
 
-_TAKEN = frozenset({
-    *TEMPLATE_FIELDS, "messages", "conversation", "chat_template", "add_generation_prompt",
-    "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors",
-    "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
-})  # fmt: skip
+_TAKEN = RESERVED | {*TEMPLATE_FIELDS}
 
 _REFUSED = ("system", "history", "functions", "images", "videos", "audios")
 """Fields that would change the prompt, in a form that no template takes."""
@@ -73,23 +69,6 @@ def template_arguments(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, **(record.get(MORE_ARGUMENTS) or {})}
 
 
-def check_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> None:
-    """Refuse what the chat template would ignore.
-
-    Raises:
-        InputError: the template does not name one of the arguments.
-    """
-    if not arguments:
-        return
-    try:
-        source = tokenizer.get_chat_template(None, arguments.get("tools"))
-    except ValueError as error:
-        raise InputError(f"the chat template cannot be chosen: {error}") from error
-    for name in arguments:
-        if not re.search(rf"\b{re.escape(name)}\b", source):
-            raise InputError(f"the tokenizer's chat template does not use {name!r}")
-
-
 def render_chat(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -100,10 +79,8 @@ def render_chat(
     """Text of a whole chat; with `asks` the beginning of one more response follows.
 
     Raises:
-        InputError: there is no chat template, or it refuses these messages.
+        InputError: the template refuses these messages.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the prompt format is 'chat', but the tokenizer has no chat template")
     try:
         text = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=asks, **arguments
@@ -116,10 +93,17 @@ def render_chat(
 def encode_question(
     tokenizer: Any, messages: Sequence[Message], arguments: Mapping[str, Any]
 ) -> list[int]:
-    """Ids of a chat and of what asks for a response; errors as `encode_chat`."""
-    check_arguments(tokenizer, arguments)
-    text = render_chat(tokenizer, messages, arguments, asks=True)
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    """Ids of a chat and of what asks for a response: as `encode_messages`, arguments of a record.
+
+    Raises:
+        InputError: the template refuses the chat or ignores an argument.
+    """
+    variables = dict(arguments)
+    tools = variables.pop("tools", None)
+    try:
+        return encode_messages(tokenizer, messages, tools, variables)
+    except ConfigError as error:  # a fault of this record, no option of the caller
+        raise InputError(str(error)) from error
 
 
 def encode_chat(
@@ -136,14 +120,18 @@ def encode_chat(
 
     Args:
         tokenizer: of `transformers`, with a chat template and offsets (a fast one).
-        messages: the whole chat.
+        messages: the whole chat, as `plain_messages` takes it.
         arguments: from `template_arguments`.
         is_cut: the last response was cut off: the text ends with it, and no end of the turn follows.
 
     Raises:
         InputError: the template refuses the chat or ignores an argument, or does not show a response.
     """
-    check_arguments(tokenizer, arguments)
+    try:
+        check_variables(tokenizer, arguments)
+    except ConfigError as error:  # a fault of this record, no option of the caller
+        raise InputError(str(error)) from error
+    messages = plain_messages(messages)
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("chats need a tokenizer that tells the offsets of tokens (a fast one)")
     text = render_chat(tokenizer, messages, arguments)
@@ -212,9 +200,7 @@ class _Responses:
 
     def _marked(self, index: int, others: Mapping[str, Any]) -> str:
         """The text of the chat with a mark in place of the content of message `index`."""
-        is_list = isinstance(self._messages[index].get("content"), list)
-        content = [{"type": "text", "text": self._mark}] if is_list else self._mark
-        message = {**others, "role": "assistant", "content": content}
+        message = {**others, "role": "assistant", "content": self._mark}
         changed = [*self._messages[:index], message, *self._messages[index + 1 :]]
         return render_chat(self._tokenizer, changed, self._arguments)
 

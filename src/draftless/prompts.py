@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from draftless.chat import encode_messages
 from draftless.chat_examples import IGNORED_LABEL as IGNORED_LABEL
 from draftless.chat_examples import Message as Message
 from draftless.chat_examples import encode_chat, template_arguments
@@ -63,8 +64,8 @@ class PromptFormat:
                 messages that its template refuses.
         """
         if self.kind == "chat":
-            messages = [_user(prompt)] if isinstance(prompt, str) else list(prompt)
-            return _apply_template(tokenizer, messages)
+            messages = [_user(prompt)] if isinstance(prompt, str) else prompt
+            return encode_messages(tokenizer, messages)
         if not isinstance(prompt, str):
             raise InputError(
                 "this checkpoint was trained on plain prompts; give text instead of chat messages"
@@ -144,19 +145,3 @@ def _special_id(tokenizer: Any, name: str) -> int:
     if token_id is None:
         raise InputError(f"the prompt format wants a {name.upper()} token, the tokenizer has none")
     return int(token_id)
-
-
-def _apply_template(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Ids of messages that ask for a response."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the prompt format is 'chat', but the tokenizer has no chat template")
-    try:
-        ids = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-    except Exception as error:
-        raise InputError(f"the chat template refuses these messages: {error}") from error
-    return list(ids)
