@@ -250,6 +250,20 @@ class Draftless:
         )
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be encoded."""
+        trained = self.manifest.prompt_format if self.manifest else None
+        is_plain = trained is not None and trained.kind == "plain"
+        return not is_plain and bool(getattr(self.tokenizer, "chat_template", None))
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of chat messages in the model's template."""
+        try:
+            return self.encode(messages)
+        except Exception as error:
+            raise InputError(f"the chat template refuses these messages: {error}") from error
+
+    @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """EOS ids of the model's generation config, else of its tokenizer."""
         eos = self.target.model.generation_config.eos_token_id

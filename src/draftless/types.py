@@ -330,6 +330,7 @@ class Output:
         finish_reason: why it ended.
         seed: the seed that was used, drawn from the operating system if none was given.
         stats: counts and times.
+        is_reproducible: whether the ids are the same for every drafter, batch and run.
     """
 
     token_ids: list[int]
@@ -337,6 +338,7 @@ class Output:
     finish_reason: FinishReason
     seed: int
     stats: Statistics
+    is_reproducible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
