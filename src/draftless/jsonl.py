@@ -38,14 +38,14 @@ def read_lines(file: Path) -> Iterator[Line]:
     """The objects of a file; blank lines are skipped.
 
     Args:
-        file: UTF-8; `.gz` is unpacked.
+        file: UTF-8, with or without a byte order mark; `.gz` is unpacked.
 
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
     opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with cast("IO[str]", opener(file, "rt", encoding="utf-8")) as lines:
+        with cast("IO[str]", opener(file, "rt", encoding="utf-8-sig")) as lines:
             yield from parse_lines(lines, str(file))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
