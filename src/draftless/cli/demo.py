@@ -264,10 +264,10 @@ def summary(measured: Sequence[Runs]) -> Table:
 
 
 def _table(first: str, *headings: str) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    table.add_column(first)
+    table = Table(box=None, padding=(0, 1))
+    table.add_column(first, overflow="fold")
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 
