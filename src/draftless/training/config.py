@@ -299,7 +299,7 @@ def build_config(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {file}: {error}") from error
     if not isinstance(values, dict):
