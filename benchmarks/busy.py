@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from real.peers import Peer, Setting, peer_commands
 from real.run import Prompts
-from tqdm import tqdm
 
 from draftless.bench.methods import Sampling
 from draftless.jsonl import write_json
@@ -68,7 +67,7 @@ def measure(
     ):  # the first call pays for what later ones do not
         peers[threads].ask({**request, "method": method})
     places: Sequence[Key] = list(product(peers, args.neighbours, METHODS))
-    for _ in tqdm(range(args.repeats), disable=None):
+    for _ in range(args.repeats):
         for threads, number, method in places:
             with neighbours(number, args.seconds):
                 time.sleep(args.settle)

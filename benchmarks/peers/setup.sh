@@ -11,6 +11,7 @@
 #     JOBS     compiler processes (1: more may run out of memory on a small machine)
 #     MODELS   folder with the checkpoints NAME/ and the files gguf/NAME.gguf (models)
 #     NAMES    of the models to convert (all folders of MODELS that hold a config.json)
+#     PIP_FLAGS  for pip's installation of torch, such as the index of its CPU builds
 #     PROJECT_PYTHON  a Python with the package gguf, for the bf16 GGUF files ($PYTHON)
 set -eu
 
@@ -53,9 +54,9 @@ install_openvino() {
     [ -e "$FOLDER/openvino/.done" ] && return
     "$PYTHON" -m venv "$FOLDER/openvino"
     pip="$FOLDER/openvino/bin/pip --quiet --disable-pip-version-check"
-    $pip install --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 \
-        || $pip install torch==2.13.0
-    # shellcheck disable=SC2086 # lists of packages
+    # shellcheck disable=SC2086 # lists of options and packages
+    $pip install ${PIP_FLAGS:-} torch==2.13.0
+    # shellcheck disable=SC2086
     $pip install $OPENVINO
     # shellcheck disable=SC2086
     $pip install --no-deps $OPTIMUM

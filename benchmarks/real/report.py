@@ -222,7 +222,7 @@ def write_result(file: Path, result: Mapping[str, Any]) -> None:
     temporary.replace(file)
 
 
-def read_result(model: str, results: Path = RESULTS) -> dict[str, Any]:
+def read_result(model: str, results: Path) -> dict[str, Any]:
     """What `write_result` wrote for a model.
 
     Raises:
@@ -308,7 +308,7 @@ def provenance_line(result: Mapping[str, Any]) -> str:
 TABLES = {"main": main_table, "categories": category_table}
 
 
-def rendered(text: str, results: Path = RESULTS) -> str:
+def rendered(text: str, results: Path) -> str:
     """The text with every marked table replaced by what the results say."""
 
     def table(place: re.Match[str]) -> str:
@@ -318,11 +318,11 @@ def rendered(text: str, results: Path = RESULTS) -> str:
     return PLACE.sub(table, text)
 
 
-def write_pages(*, is_check: bool) -> None:
-    """Write the tables of all pages, or fail where one is stale."""
-    for page in PAGES:
+def write_pages(pages: Sequence[Path], results: Path, *, is_check: bool) -> None:
+    """Write the tables of pages, or fail where one is stale."""
+    for page in pages:
         text = page.read_text(encoding="utf-8")
-        new = rendered(text)
+        new = rendered(text, results)
         if is_check and new != text:
             sys.exit(f"{page.name} differs from the results; run: python -m real.report --pages")
         if new != text:
@@ -344,7 +344,7 @@ def main() -> None:
     elif not args.pages:
         parser.error("give a run folder or --pages")
     if args.pages:
-        write_pages(is_check=args.check)
+        write_pages(PAGES, RESULTS, is_check=args.check)
 
 
 if __name__ == "__main__":
