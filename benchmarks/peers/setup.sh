@@ -37,6 +37,10 @@ build_llama() {
     # pip asks the sdist for its metadata even where it only downloads it.
     "$work/venv/bin/pip" download --quiet --no-deps --no-binary :all: -d "$work" "$LLAMA"
     tar -xzf "$work"/llama_cpp_python-*.tar.gz -C "$work"
+    # GCC 12 drops the stores to the tile configuration, whose intrinsic names its first 8 bytes only,
+    # and quantised models end with SIGILL on AMX: let the compiler see that all of it is read.
+    sed -i 's/^    _tile_loadconfig(&tc);/    asm volatile("" : : "r"(\&tc) : "memory");\n&/' \
+        "$work"/llama_cpp_python-*/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
     "$work/venv/bin/pip" install --quiet cmake ninja
     PATH=$work/venv/bin:$PATH
     cmake -S "$work"/llama_cpp_python-*/vendor/llama.cpp -B "$work/build" -G Ninja \
