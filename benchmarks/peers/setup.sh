@@ -76,7 +76,7 @@ convert_models() {
         if [ -e "$MODELS/$name/config.json" ] && [ -e "$FOLDER/openvino/.done" ] && [ ! -e "$made" ]
         then
             rm -rf "$made.part"
-            HF_HUB_OFFLINE=1 "$FOLDER/openvino/bin/optimum-cli" export openvino \
+            HF_HUB_OFFLINE=1 "$FOLDER/openvino/bin/python" -m optimum.commands.optimum_cli export openvino \
                 -m "$MODELS/$name" --task text-generation-with-past --weight-format fp16 "$made.part"
             mv "$made.part" "$made"
         fi
