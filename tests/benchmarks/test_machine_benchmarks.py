@@ -14,11 +14,11 @@ import pytest
 import roofline
 import start
 import torch
-from support.small_model import training_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from draftless import embedded_model_path
 from draftless.engine.target import TargetModel
+from support.small_model import training_tokenizer
 
 sys.path.insert(0, str(Path(roofline.__file__).parent / "peers"))
 
