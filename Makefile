@@ -1,6 +1,6 @@
 # Everything a developer types. Needs Python 3.11 or newer and make; each target does its own set-up.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full test-real real-models test-min fmt lint type check bench clean
+.PHONY: help install demo test test-full test-real real-models test-min fmt lint type check bench peers bench-real clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -92,6 +92,23 @@ bench: $(VENV)/.dev ## measure the embedded model and refresh results and tables
 	rm -rf $(RESULTS) && mv $(BENCH_RUN) $(RESULTS)
 	$(BIN)/python benchmarks/tables.py
 	$(BIN)/draftless bench report $(RESULTS) --output bench-runs/report
+
+MODELS ?= models
+PEERS ?= .peers
+peers: $(VENV)/.dev ## llama.cpp and OpenVINO for bench-real, in .peers (half an hour of compiling)
+	PYTHON=$(PYTHON) PROJECT_PYTHON=$(BIN)/python MODELS=$(MODELS) PIP_FLAGS='$(PIP_FLAGS)' \
+		benchmarks/peers/setup.sh $(PEERS)
+
+# LIMIT and THREADS have other defaults here than for `bench`: they count where somebody gives them.
+MODEL ?= smollm2-135m
+SUITE ?= spec-bench
+DATA ?= data
+BENCH_REAL_FLAGS ?=
+bench-real: $(VENV)/.dev ## one real MODEL on one SUITE from DATA beside the peers; hours, resumable (LIMIT=N questions)
+	PYTHONPATH=benchmarks $(BIN)/python -m real.run --model $(MODELS)/$(MODEL) --suite $(SUITE) \
+		--data $(DATA) --peers $(PEERS) $(if $(filter-out file,$(origin LIMIT)),--limit $(LIMIT)) \
+		$(if $(filter-out file,$(origin THREADS)),--threads $(THREADS)) $(BENCH_REAL_FLAGS)
+	PYTHONPATH=benchmarks $(BIN)/python -m real.report bench-runs/real/$(MODEL) --pages
 
 clean: ## remove the virtual environments and caches
 	rm -rf .venv .venv-min .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

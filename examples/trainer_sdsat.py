@@ -20,7 +20,7 @@ from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 def main(model_path: str, data: str, output: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa")
-    ids = add_adaptive_tokens(model, 1)
+    ids = add_adaptive_tokens(model, 1, tokenizer)
     suppress_in_generation(model, ids)  # they are fed, never said
     prompt_format = PromptFormat()
     documents = encode_records(read_records(data), tokenizer, prompt_format, max_len=512)

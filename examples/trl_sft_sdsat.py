@@ -21,7 +21,7 @@ from draftless.training.draft_collator import CollatorEpochs, DraftCollator
 def main(model_path: str, data: str, output: str, *flags: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, attn_implementation="sdpa")
-    ids = add_adaptive_tokens(model, 1)
+    ids = add_adaptive_tokens(model, 1, tokenizer)
     suppress_in_generation(model, ids)  # they are fed, never said
     trainer = SFTTrainer(
         model=model,

@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from draftless.chat_examples import (
+    MORE_ARGUMENTS,
+    TEMPLATE_FIELDS,
+    check_template_fields,
+    template_arguments,
+)
 from draftless.errors import InputError
 from draftless.loops import LOOP_LIMIT, looping_tokens
 from draftless.prompts import Message, Record, check_messages
 from draftless.types import Output
 
-KEPT_FIELDS = ("id", "task_id", "question_id", "domain", "category", "source")
+KEPT_FIELDS = (
+    "id", "task_id", "question_id", "domain", "category", "source", *TEMPLATE_FIELDS, MORE_ARGUMENTS,
+)  # fmt: skip
 """Fields of a record that stay; the others may speak of the old response."""
 
 Part = str | list[Message]
@@ -23,8 +31,10 @@ def check_prompt(record: Record, place: str) -> None:
     """A record to write a response to: `prompt`, or chat `messages` with one of the user.
 
     Raises:
-        InputError: it has neither, or messages of tools, which do not fit to other responses.
+        InputError: it has neither, messages of tools, which do not fit to other responses, or fields
+            that would change the prompt and cannot be used.
     """
+    check_template_fields(record, place)
     if "messages" not in record:
         if not isinstance(record.get("prompt"), str):
             raise InputError(
@@ -77,6 +87,17 @@ class Dialogue:
         """What the next response answers: text, or all messages before it."""
         first = self.parts[0]
         return first if isinstance(first, str) else self._messages(len(self.outputs) + 1)
+
+    @property
+    def messages(self) -> list[Message]:
+        """`prompt` as a chat: a text is one message of the user."""
+        prompt = self.prompt
+        return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the record gives to the chat template beside the messages."""
+        return template_arguments(self.record)
 
     @property
     def is_open(self) -> bool:

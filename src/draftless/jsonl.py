@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from draftless.errors import InputError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,15 @@ def read_lines(file: Path) -> Iterator[Line]:
     """The objects of a file; blank lines are skipped.
 
     Args:
-        file: UTF-8; `.gz` is unpacked.
+        file: UTF-8, with or without a byte order mark; `.gz` is unpacked.
 
     Raises:
-        InputError: the file cannot be read, or a line is not a JSON object.
+        InputError: the file cannot be read, or a line is not a JSON object, or holds half a surrogate
+            pair, which is no text.
     """
     opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with cast("IO[str]", opener(file, "rt", encoding="utf-8")) as lines:
+        with cast("IO[str]", opener(file, "rt", encoding="utf-8-sig")) as lines:
             yield from parse_lines(lines, str(file))
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
@@ -64,7 +68,20 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[Line]:
             raise InputError(
                 f"{name}, line {number} is no JSON object but of type {type(value).__name__}"
             )
+        if _SURROGATE.search(text):
+            _check_unicode(value, f"{name}, line {number}")
         yield Line(name, number, value)
+
+
+def _check_unicode(value: Mapping[str, Any], place: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise InputError(
+            f"{place} holds half of a surrogate pair, \\u{ord(half):04x}, which is no text; "
+            "write the whole character"
+        ) from error
 
 
 def append_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:

@@ -57,7 +57,7 @@ def read_manifest(folder: str | Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         version = data.pop("format_version")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ArtifactError(f"{path} is not a valid manifest: {error!r}") from error

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from numbers import Integral, Number
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from draftless.checkpoint.gguf import is_gguf, source_keywords
 from draftless.drafters.registry import (
     DRAFTERS,
     NEED_CHECKPOINT,
@@ -19,22 +16,46 @@ from draftless.drafters.registry import (
     default_options,
     make_drafter,
 )
-from draftless.engine.generation_config import params_from_generation_config
-from draftless.engine.loop import Request, decode, make_request
+from draftless.encoding import PromptEncoder
+from draftless.engine.adapters import load_adapter_target
+from draftless.engine.capabilities import check_source
+from draftless.engine.generation_config import Params, resolve_params
+from draftless.engine.loop import Request, decode
+from draftless.engine.requests import (
+    batches_of,
+    chunk_of,
+    eos_token_ids,
+    make_requests,
+    output_of,
+    padding_of,
+)
 from draftless.engine.target import Attention, TargetModel
-from draftless.errors import ArtifactError, ConfigError, InputError
-from draftless.hub import hub_folder
-from draftless.manifest import Manifest, read_manifest
+from draftless.errors import ConfigError, InputError
+from draftless.inputs import Prompts, read_call, read_prompts
+from draftless.loading import (
+    adaptive_ids,
+    check_hub_options,
+    checkpoint_folder,
+    decoding_options,
+    load_adapters_tokenizer,
+    load_tokenizer,
+)
+from draftless.manifest import Manifest
 from draftless.params import SamplingParams
 from draftless.types import Chunk, Drafter, Output
+from draftless.wrapped import adapter_base, unwrap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PreTrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
     from transformers.generation.streamers import BaseStreamer
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int] | Sequence[Message] | torch.Tensor
-Params: TypeAlias = "SamplingParams | GenerationConfig"
 
 
 def embedded_model_path() -> Path:
@@ -46,7 +67,9 @@ class Draftless:
     """A causal language model that drafts for itself.
 
     The output does not depend on the drafter: for a given seed it is token for token what
-    `drafter="none"` gives (in half precision up to near-ties, DESIGN 1).
+    `drafter="none"` gives, where `Output.is_reproducible`.
+
+    Threads may share an object. It cannot be pickled: load the model in every process.
     """
 
     def __init__(
@@ -67,7 +90,7 @@ class Draftless:
     @classmethod
     def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
         cls,
-        path_or_model: str | Path | PreTrainedModel | None = None,
+        path_or_model: str | Path | PreTrainedModel | torch.nn.Module | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         drafter: str | Drafter | None = None,
@@ -79,12 +102,14 @@ class Draftless:
         compile: bool = False,
         strict: bool = False,
         int8: bool = False,
+        **hub_options: Any,
     ) -> Draftless:
         """Load a model.
 
         Args:
-            path_or_model: checkpoint folder, hub id, GGUF file (dequantised), or a loaded model (which
-                keeps its dtype and place and gets our attention); None is the embedded model.
+            path_or_model: checkpoint folder or hub id, also of a peft adapter (merged into its base); GGUF
+                file (dequantised); or a loaded model, also in a `PeftModel` or `torch.compile`d, which
+                keeps its dtype and place and gets our attention; None is the embedded model.
             tokenizer: None loads the checkpoint's; a loaded model may go without one (ids only).
             drafter: a name of the registry or your own; None is the checkpoint's choice, else `auto`.
             drafter_options: options of a named drafter; the rest comes from the checkpoint.
@@ -98,6 +123,8 @@ class Draftless:
                 target. Compiled on a CPU with AVX512-BF16, they take half the memory.
             input_only_ids: never emitted, beside the adaptive tokens that a checkpoint's `draftless.json`
                 names; for a loaded model, which comes without one.
+            **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `trust_remote_code`, as
+                in `transformers`.
 
         Raises:
             ArtifactError: the checkpoint cannot be read.
@@ -106,25 +133,65 @@ class Draftless:
         """
         if isinstance(drafter, str):
             check_options(drafter, drafter_options or {})
-        manifest, folder = None, None
         how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
-        if isinstance(path_or_model, PreTrainedModel):
-            if dtype is not None or device is not None or int8:
-                raise ConfigError(
-                    "a loaded model has its dtype, device and weights; leave them out"
-                )
-            target = TargetModel(path_or_model, input_only_ids=input_only_ids, **how)
+        how |= {"dtype": dtype, "device": device, "int8": int8, "input_only_ids": input_only_ids}
+        path = embedded_model_path() if path_or_model is None else path_or_model
+        is_loaded = not isinstance(path, str | Path)
+        check_hub_options(hub_options, None if is_loaded else path, _OPTIONS)  # type: ignore[arg-type]
+        if is_loaded:
+            model = cls(_target_of(path, how), tokenizer, make_drafter("none"))
         else:
-            path = embedded_model_path() if path_or_model is None else path_or_model
-            folder, manifest = _ours_of(path)
-            input_only_ids = (*_adaptive_ids(manifest), *input_only_ids)
-            target = TargetModel.from_pretrained(
-                path, dtype=dtype, device=device, input_only_ids=input_only_ids, int8=int8, **how
-            )
-            tokenizer = tokenizer or _load_tokenizer(path)
-        model = cls(target, tokenizer, make_drafter("none"), manifest, folder)
-        chosen = drafter or (manifest.default_drafter if manifest else None) or "auto"
+            model = cls._load(path, tokenizer, how, hub_options)  # type: ignore[arg-type]
+        chosen = drafter or (model.manifest.default_drafter if model.manifest else None) or "auto"
         return model.with_drafter(chosen, drafter_options)
+
+    @classmethod
+    def _load(
+        cls,
+        path: str | Path,
+        tokenizer: PreTrainedTokenizerBase | None,
+        how: dict[str, Any],
+        hub_options: Mapping[str, Any],
+    ) -> Draftless:
+        """A checkpoint or an adapter, with the drafter `none`."""
+        check_source(path)
+        folder, manifest = checkpoint_folder(path, hub_options)
+        how["input_only_ids"] = (*adaptive_ids(manifest), *how["input_only_ids"])
+        base = adapter_base(path, hub_options)
+        if base is None:
+            target = TargetModel.from_pretrained(path, **how, **hub_options)
+            tokenizer = tokenizer or load_tokenizer(path, hub_options)
+        else:
+            target = load_adapter_target(path, hub_options=hub_options, **how)
+            tokenizer = tokenizer or load_adapters_tokenizer(path, base, hub_options)
+        return cls(target, tokenizer, make_drafter("none"), manifest, folder)
+
+    def __repr__(self) -> str:
+        model = self.target.model
+        size = sum(parameter.numel() for parameter in model.parameters())
+        return (
+            f"Draftless({type(model).__name__}, {size / 1e6:.3g}M parameters, "
+            f"{str(model.dtype).removeprefix('torch.')} on {self.device}"
+            f"{', compiled' * self.target.is_compiled}, {type(self.drafter).__name__})"
+        )
+
+    def __reduce__(self) -> str:
+        raise TypeError("Draftless cannot be pickled or copied; load the model in every process")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; inputs may be anywhere."""
+        return self.target.device
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The model's configuration, as in `transformers`."""
+        return self.target.model.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The checkpoint's own, which counts as `generate` says."""
+        return self.target.model.generation_config
 
     @property
     def drafters(self) -> tuple[str, ...]:
@@ -137,9 +204,7 @@ class Draftless:
     ) -> Draftless:
         """The same model with another drafter; the weights are shared."""
         if isinstance(drafter, str):
-            entry = _ENTRY.get(drafter, drafter)
-            from_checkpoint = self.manifest.methods.get(entry, {}) if self.manifest else {}
-            trained = _decoding_options(drafter, from_checkpoint, self.folder)
+            trained = decoding_options(drafter, self.manifest, self.folder)
             given = {**trained, **(options or {})}
             defaults = default_options(drafter, self.target, given)
             drafter = make_drafter(drafter, {**defaults, **given})
@@ -152,232 +217,180 @@ class Draftless:
         return Draftless(self.target, self.tokenizer, drafter, self.manifest, self.folder)
 
     @overload
-    def generate(self, prompts: str, params: Params | None = None, **overrides: Any) -> Output: ...
+    def generate(self, prompts: str, params: Params | None = None, **options: Any) -> Output: ...
 
     @overload
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: Any = None, **overrides: Any
+        self, prompts: Prompt | Sequence[Prompt] | None = None, params: Any = None, **options: Any
     ) -> Any: ...
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Any = None,
         params: Params | Sequence[Params] | None = None,
         *,
         streamer: BaseStreamer | None = None,
-        **overrides: Any,
+        batch_size: int | None = None,
+        **options: Any,
     ) -> Output | list[Output]:
         """Generate for one prompt, or for several in one batch.
 
+        It may be called as `transformers`' is: `generate(**inputs, do_sample=True, max_length=200)`.
+        Of the checkpoint's own generation config only the EOS ids count, and decoding is greedy; but
+        a request with a `GenerationConfig`, `do_sample` (either value) or `use_model_defaults=True`
+        takes from it what it leaves unset.
+
         Args:
-            prompts: text, token ids or chat messages; or a list of such.
+            prompts: text (as it is: no chat template is applied, but the prompt format that the
+                checkpoint's `draftless.json` names is), token ids or chat messages; or a list of
+                such; an integer tensor or array `[T]` or `[B, T]`; a `BatchEncoding`. Padding of
+                `[B, T]` is what `attention_mask` says; without it, as in `transformers`, a pad id
+                that is no EOS id. Lists of ids are taken as they are.
             params: `SamplingParams` or a `GenerationConfig` (whose unset fields are the model's own, as in
                 `transformers`); or one per prompt.
-            streamer: a `transformers` streamer; one prompt only.
-            **overrides: fields of `SamplingParams`, such as `temperature=0.7`.
+            streamer: a `transformers` streamer; one prompt only. It is ended in any case.
+            batch_size: most prompts that are decoded together; None decodes all. It does not change
+                the output.
+            **options: fields of `SamplingParams`, such as `temperature=0.7`; what `transformers`'
+                `generate` takes, such as `input_ids`, `attention_mask` (`[B, T]`, 0 at padding),
+                `generation_config`, `do_sample`, `max_length` (which counts the prompt, padding
+                included); and `use_model_defaults`.
 
         Returns:
-            One `Output`, or a list of them in the order of a list of prompts.
+            One `Output`, or a list of them in the order of a list (or the rows) of prompts.
 
         Raises:
             InputError: a prompt is empty, too long or has ids outside the vocabulary.
-            ConfigError: an option cannot be honoured.
+            ConfigError: an option is unknown or cannot be honoured.
+            CapabilityError: the model was put in training mode.
         """
-        batch = _as_batch(prompts)
-        requests = self._requests([prompts] if batch is None else batch, params, overrides)
-        if streamer is not None:
-            if len(requests) != 1:
-                raise ConfigError(f"a streamer takes one prompt, not {len(requests)}")
-            streamer.put(torch.tensor([requests[0].row.token_ids]))
+        try:
+            read = self._read(prompts, params, options)
+            requests = make_requests(self.target, self._encoder, read, params, options)
+            if streamer is not None:
+                if len(requests) != 1:
+                    raise ConfigError(f"a streamer takes one prompt, not {len(requests)}")
+                streamer.put(torch.tensor([requests[0].row.token_ids]))
+            outputs: list[Output] = []
+            for batch in batches_of(requests, batch_size):
+                outputs += self._run(batch, streamer)
+        finally:
+            if streamer is not None:
+                streamer.end()  # or who reads it in another thread waits for ever
+        return outputs if read.is_batch else outputs[0]
+
+    def _run(self, requests: Sequence[Request], streamer: BaseStreamer | None) -> list[Output]:
+        """Decode one batch."""
         reasons: dict[int, Any] = {}
         for request, record in decode(self.target, self.drafter, requests):
             reasons[request.row.request_id] = record.verdict.finish_reason
             if streamer is not None:
                 for token_id in record.verdict.token_ids:
                     streamer.put(torch.tensor([token_id]))
-        if streamer is not None:
-            streamer.end()
-        outputs = [_output(request, reasons[request.row.request_id]) for request in requests]
-        return outputs[0] if batch is None else outputs
+        return [
+            output_of(self.target, request, reasons[request.row.request_id]) for request in requests
+        ]
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: Params | None = None,
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        streamer: BaseStreamer | None = None,
+        **options: Any,
+    ) -> Output:
+        """Answer one conversation, rendered by the tokenizer's chat template.
+
+        Args:
+            messages: each with `role` and `content`: text, or OpenAI's list of text parts.
+            params: as in `generate`.
+            tools: JSON schemas or functions that the template shows to the model.
+            chat_template_kwargs: further variables of the template, such as `enable_thinking`.
+            streamer: as in `generate`.
+            **options: as in `generate`.
+
+        Raises:
+            InputError: a message cannot be used, or the template refuses the conversation.
+            ConfigError: the template does not use what it is given; and as `generate`.
+        """
+        try:
+            ids = self.encode_chat(messages, tools=tools, chat_template_kwargs=chat_template_kwargs)
+        except BaseException:
+            if streamer is not None:
+                streamer.end()
+            raise
+        output: Output = self.generate(ids, params, streamer=streamer, **options)
+        return output
 
     def stream(
-        self, prompt: Prompt, params: Params | None = None, **overrides: Any
+        self, prompt: Any = None, params: Params | None = None, **options: Any
     ) -> Iterator[Chunk]:
         """Generate for one prompt; yields a `Chunk` per step, the last one with the `Output`.
 
         Arguments and errors as `generate`.
         """
-        if _as_batch(prompt) is not None:
+        read = self._read(prompt, params, options)
+        is_one_row = read.width is not None and len(read.items) == 1
+        if read.is_batch and not is_one_row:
             raise InputError("stream takes one prompt; use generate for a list")
-        (request,) = self._requests([prompt], params, overrides)
+        (request,) = make_requests(self.target, self._encoder, read, params, options)
         return self._stream(request)
 
     def _stream(self, request: Request) -> Iterator[Chunk]:
         for _, record in decode(self.target, self.drafter, [request]):
-            reason = record.verdict.finish_reason
-            yield Chunk(
-                text=request.stops.take_text(is_last=reason is not None),
-                token_ids=record.verdict.token_ids,
-                num_accepted_tokens=record.verdict.num_accepted_tokens,
-                sources=record.sources,
-                num_draft_tokens=record.tree.num_draft_tokens,
-                num_nodes=record.tree.num_nodes,
-                output=_output(request, reason) if reason else None,
-            )
+            yield chunk_of(self.target, request, record)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The ids of one prompt, in the format that the checkpoint was trained with."""
-        if isinstance(prompt, torch.Tensor):
-            prompt = prompt.flatten().tolist()
-        if not isinstance(prompt, Sequence):
-            raise InputError(f"a prompt is text, token ids or chat messages, not {prompt!r}")
-        if not isinstance(prompt, str) and not any(isinstance(item, Mapping) for item in prompt):
-            strange = [item for item in prompt if not isinstance(item, Integral)]
-            if strange:
-                raise InputError(f"the prompt holds {strange[0]!r}, which is no token id")
-            return [int(i) for i in prompt]  # type: ignore[arg-type]
-        if self.tokenizer is None:
-            raise ConfigError("text needs a tokenizer; pass tokenizer= or token ids")
-        if self.manifest is not None and self.manifest.prompt_format is not None:
-            return self.manifest.prompt_format.encode_prompt(self.tokenizer, prompt)  # type: ignore[arg-type]
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt).input_ids)
-        if not self.tokenizer.chat_template:
-            raise InputError("this tokenizer has no chat template; give text instead of messages")
-        return list(
-            self.tokenizer.apply_chat_template(
-                list(prompt), add_generation_prompt=True, return_dict=False
-            )
-        )
+        """The ids of one prompt, as `generate` encodes it."""
+        read = read_prompts(prompt)
+        if len(read.items) != 1:
+            raise InputError(f"encode takes one prompt, got {len(read.items)}")
+        return self._encoder.encode(read.items[0])
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """The ids of a conversation and of what asks for the next answer; arguments as `chat`."""
+        return self._encoder.encode_chat(messages, tools, chat_template_kwargs)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `chat` works: not for a checkpoint that was trained on plain prompts."""
+        return self._encoder.has_chat_template
+
+    @property  # anew each time: the parts may be replaced
+    def _encoder(self) -> PromptEncoder:
+        own = self.manifest.prompt_format if self.manifest is not None else None
+        return PromptEncoder(self.tokenizer, own)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """EOS ids of the model's generation config, else of its tokenizer."""
-        eos = self.target.model.generation_config.eos_token_id
-        if eos is None and self.tokenizer is not None:
-            eos = self.tokenizer.eos_token_id
-        if eos is None:
-            return ()
-        return (eos,) if isinstance(eos, int) else tuple(eos)
+        return eos_token_ids(self.target, self.tokenizer)
 
-    def _resolve(
-        self, params: Params | None, prompt_len: int, overrides: Mapping[str, Any]
+    def resolve_params(
+        self, params: Params | None = None, *, prompt_len: int = 1, **options: Any
     ) -> SamplingParams:
-        known = SamplingParams.__dataclass_fields__
-        unknown = [name for name in overrides if name not in known]
-        if unknown:
-            raise ConfigError(f"unknown option {', '.join(unknown)}; known are {', '.join(known)}")
-        if isinstance(params, GenerationConfig):
-            of_model = self.target.model.generation_config
-            return params_from_generation_config(params, prompt_len, of_model, **overrides)
-        if not isinstance(params, SamplingParams | None):
-            raise ConfigError(f"params are SamplingParams or a GenerationConfig, not {params!r}")
-        return replace(params or SamplingParams(), **overrides)
+        """What `generate` makes of these arguments for a prompt of `prompt_len` tokens."""
+        return resolve_params(params, options, prompt_len, self.generation_config)
 
-    def _requests(
-        self,
-        prompts: Sequence[Any],
-        params: Params | Sequence[Params] | None,
-        overrides: Mapping[str, Any],
-    ) -> list[Request]:
-        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
-        if len(each) != len(prompts):
-            raise ConfigError(f"{len(prompts)} prompts but {len(each)} params; give one or as many")
-        requests = []
-        for index, (prompt, one) in enumerate(zip(prompts, each, strict=True)):
-            ids = self.encode(prompt)
-            requests.append(
-                make_request(
-                    self.target,
-                    index,
-                    ids,
-                    self._resolve(one, len(ids), overrides),
-                    self.tokenizer,
-                    self.eos_token_ids,
-                )
-            )
-        return requests
+    def _read(self, prompts: Any, params: object, options: dict[str, Any]) -> Prompts:
+        padding = padding_of(self.target, self.tokenizer, params, options)
+        return read_call(prompts, options, padding)
 
 
-def _as_batch(prompts: Any) -> list[Any] | None:
-    """The prompts of a batch, or None if this is one prompt."""
-    if isinstance(prompts, str):
-        return None
-    if isinstance(prompts, torch.Tensor):
-        return None if prompts.dim() < 2 else list(prompts)
-    if not isinstance(prompts, Sequence):
-        raise InputError(
-            f"a prompt is text, token ids or chat messages (or a list of such), not {type(prompts).__name__}"
-        )
-    items = list(prompts)
-    if not items or isinstance(items[0], Number | Mapping):
-        return None
-    return items
+def _target_of(model: Any, how: dict[str, Any]) -> TargetModel:
+    """A loaded model, also wrapped, as a target."""
+    dtype, device, int8 = (how.pop(name) for name in ("dtype", "device", "int8"))
+    if dtype is not None or device is not None or int8:
+        raise ConfigError("a loaded model has its dtype, device and weights; leave them out")
+    return TargetModel(unwrap(model), **how)
 
 
-def _output(request: Request, reason: Any) -> Output:
-    row = request.row
-    assert row.params.seed is not None
-    request.stops.take_text(is_last=True, at_once=True)
-    return Output(
-        token_ids=row.token_ids[row.prompt_len :],
-        text=request.stops.text,
-        finish_reason=reason,
-        seed=row.params.seed,
-        stats=request.stats,
-    )
-
-
-_ENTRY = {"auto": "sdsat"}  # the method whose entry tells a drafter that is none itself
-_FROM_MANIFEST = {
-    "auto": {"adaptive_ids": "adaptive_ids"},
-    "recycling": {"template": "template", "budget": "budget"},
-    "tr-jacobi": {
-        "noise_source": "noise_source",
-        "template": "template",
-        "budget": "budget",
-    },
-    "sdsat": {"adaptive_ids": "adaptive_ids", "block_length": "k"},
-    "layer-skip": {name: name for name in ("skip_set", "threshold", "depth", "siblings")},
-    "knn-ssd": {"store": "store"},
-}
-"""Per method, what its entry in `draftless.json` says that is an option of its drafter."""
-
-
-def _decoding_options(
-    drafter: str, method: Mapping[str, Any], folder: Path | None
-) -> dict[str, Any]:
-    """Those parameters of a checkpoint's method that its drafter takes; files lie in its folder."""
-    names = _FROM_MANIFEST.get(drafter, {})
-    options = {option: method[name] for name, option in names.items() if name in method}
-    if "store" in options and folder is not None:
-        options["store"] = folder / options["store"]
-    return options
-
-
-def _ours_of(path: str | Path) -> tuple[Path | None, Manifest | None]:
-    """The folder of a checkpoint, local or from the hub, and its `draftless.json`."""
-    if is_gguf(path):
-        return None, None
-    folder = Path(path) if Path(path).is_dir() else hub_folder(str(path))
-    return folder, read_manifest(folder) if folder else None
-
-
-def _adaptive_ids(manifest: Manifest | None) -> tuple[int, ...]:
-    """The ids of a checkpoint that are input only.
-
-    Raises:
-        ArtifactError: its `draftless.json` names something else than ids.
-    """
-    ids = manifest.methods.get("sdsat", {}).get("adaptive_ids", ()) if manifest else ()
-    if not isinstance(ids, list | tuple) or not all(type(one) is int for one in ids):
-        raise ArtifactError(f"adaptive_ids of sdsat in draftless.json is no list of ids: {ids!r}")
-    return tuple(ids)
-
-
-def _load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source_keywords(path))
-    except Exception as error:
-        raise ArtifactError(f"cannot load a tokenizer from {str(path)!r}: {error}") from error
-    return tokenizer
+_OPTIONS = tuple(inspect.signature(Draftless.from_pretrained).parameters)

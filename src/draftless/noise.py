@@ -169,12 +169,13 @@ class NoiseSampler:
         source: `prefix` draws uniformly from the tokens before the place (so by frequency);
             `vocabulary` draws uniformly from all ids below `vocab_size`.
         vocab_size: needed for `vocabulary` only.
-        excluded_ids: special tokens, never drawn as noise.
+        excluded_ids: never drawn as noise: special tokens, and ids that stand for no token.
     """
 
     source: NoiseSource = "prefix"
     vocab_size: int | None = None
     excluded_ids: Collection[int] = field(default_factory=frozenset)
+    _vocabulary: Sequence[int] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
         if self.source not in ("prefix", "vocabulary"):
@@ -183,13 +184,14 @@ class NoiseSampler:
             )
         if self.source == "vocabulary" and not self.vocab_size:
             raise ConfigError("noise source 'vocabulary' needs vocab_size")
+        if self.source == "vocabulary":
+            known = [i for i in range(self.vocab_size or 0) if i not in self.excluded_ids]
+            object.__setattr__(self, "_vocabulary", known)
 
     def pool(self, prefix_ids: Sequence[int]) -> Sequence[int]:
         """The ids that may be drawn after `prefix_ids`, with their multiplicity."""
         if self.source == "vocabulary":
-            assert self.vocab_size is not None
-            ids = range(self.vocab_size)
-            return [i for i in ids if i not in self.excluded_ids] if self.excluded_ids else ids
+            return self._vocabulary
         if not self.excluded_ids:
             return prefix_ids
         return [i for i in prefix_ids if i not in self.excluded_ids]

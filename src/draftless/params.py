@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from draftless.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ LEAST_TEMPERATURE = 1e-6
 class SamplingParams:
     """How one request is decoded. Names and meanings follow `transformers` where it has them.
 
+    Numbers may be NumPy scalars; lists may be any collection, or None where there is none.
+
     Attributes:
         max_new_tokens: most tokens to generate.
         min_new_tokens: no EOS before this many tokens.
@@ -36,19 +40,23 @@ class SamplingParams:
         bad_words_ids: token sequences that may not be completed.
         sequence_bias: pairs of (token sequence, bias).
         suppress_tokens, begin_suppress_tokens: ids never drawn, never drawn first.
-        forced_bos_token_id, forced_eos_token_id: ids forced at the first and the last place.
+        forced_bos_token_id, forced_eos_token_id: ids forced at the first and the last place; several for the
+            last place are equally likely (greedy takes the lowest).
         exponential_decay_length_penalty: (start, factor).
         prefix_allowed_tokens_fn: called with (0, prefix ids) and returns the allowed ids.
         remove_invalid_values, renormalize_logits: as in `transformers`.
         logits_processors: your own `LogitsProcessor`s, run once per emitted token, in order. They must be
             functions of the ids and scores: prompts of a batch share them, step by step.
-        stop: strings that end the text.
+        stop: strings that end the text, special tokens in them included (`"<|im_end|>"`). They are looked
+            for in the answer alone: one that begins in the prompt and ends in the answer does not
+            stop (in `transformers` it does).
         include_stop: keep the stop string in `text`.
         eos_token_ids: ids that end the text; None means the model's own.
         ignore_eos: go on after an EOS id.
         stopping_criteria: your own `StoppingCriteria`s, asked after every token.
         max_time_s: seconds after which no further token is emitted.
-        seed: seed of the keyed draws; None draws one from the operating system.
+        seed: seed of the keyed draws; None draws one from the operating system (`torch.manual_seed` has
+            no effect).
         sample_index: which of several samples of the same prompt and seed this is.
     """
 
@@ -69,7 +77,7 @@ class SamplingParams:
     suppress_tokens: Sequence[int] = ()
     begin_suppress_tokens: Sequence[int] = ()
     forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
     exponential_decay_length_penalty: tuple[int, float] | None = None
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None
     remove_invalid_values: bool = False
@@ -86,6 +94,7 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         self._fill_empty()
+        self._unbox()
         self._check_lists()
         self._normalise("stop", str, "str")
         self._normalise("eos_token_ids", Integral, "int")
@@ -131,6 +140,17 @@ class SamplingParams:
             if default == () and getattr(self, name) is None:
                 object.__setattr__(self, name, ())
 
+    def _unbox(self) -> None:
+        """Numbers of NumPy become Python's; flags must be flags."""
+        for name, default in _DEFAULTS.items():
+            value = getattr(self, name)
+            if isinstance(default, bool):
+                if not isinstance(value, bool | np.bool_):
+                    raise ConfigError(f"{name} must be True or False, got {value!r}")
+                object.__setattr__(self, name, bool(value))
+            elif isinstance(value, np.integer | np.floating):
+                object.__setattr__(self, name, value.item())
+
     def _check_lists(self) -> None:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
@@ -146,13 +166,23 @@ class SamplingParams:
                     f"sequence_bias holds {pair!r}; each must be a pair ([ids], bias)"
                 )
             _ids("sequence_bias", pair[0])
-        for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            value = getattr(self, name)
-            if value is not None:
-                _ids(name, value if _is_list(value) else [value])
+        self._check_forced()
         decay = self.exponential_decay_length_penalty
         if decay is not None and (not isinstance(decay, Sequence) or len(decay) != 2):
             raise ConfigError(f"exponential_decay_length_penalty={decay!r} is no (start, factor)")
+
+    def _check_forced(self) -> None:
+        bos = self.forced_bos_token_id
+        if bos is not None and (not isinstance(bos, Integral) or isinstance(bos, bool)):
+            raise ConfigError(f"forced_bos_token_id must be one token id, got {bos!r}")
+        forced = self.forced_eos_token_id
+        if forced is not None:
+            _ids("forced_eos_token_id", forced if _is_list(forced) else [forced])
+            if _is_list(forced):
+                ids = tuple(map(int, forced))  # type: ignore[arg-type]
+                if not ids:
+                    raise ConfigError("forced_eos_token_id holds no id; leave it out")
+                object.__setattr__(self, "forced_eos_token_id", ids)
 
     def _normalise(self, name: str, single: type, kind: str) -> None:
         """Make a tuple of a field that may be given as one value."""

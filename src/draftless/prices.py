@@ -226,7 +226,7 @@ def read_price_list(file: str | Path) -> PriceList:
         ArtifactError: the file is missing, damaged or has a newer format.
     """
     try:
-        data = json.loads(Path(file).read_text(encoding="utf-8"))
+        data = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         return PriceList.from_dict(data)
     except ArtifactError as error:
         raise ArtifactError(f"{file}: {error}") from error

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from draftless.chat import encode_messages
+from draftless.chat_examples import IGNORED_LABEL as IGNORED_LABEL
+from draftless.chat_examples import Message as Message
+from draftless.chat_examples import encode_chat, template_arguments
 from draftless.errors import ArtifactError, ConfigError, InputError
 
-IGNORED_LABEL = -100
-
-Message = Mapping[str, Any]
 Record = Mapping[str, Any]
 
 
@@ -63,8 +64,8 @@ class PromptFormat:
                 messages that its template refuses.
         """
         if self.kind == "chat":
-            messages = [_user(prompt)] if isinstance(prompt, str) else list(prompt)
-            return _apply_template(tokenizer, messages, is_complete=False)
+            messages = [_user(prompt)] if isinstance(prompt, str) else prompt
+            return encode_messages(tokenizer, messages)
         if not isinstance(prompt, str):
             raise InputError(
                 "this checkpoint was trained on plain prompts; give text instead of chat messages"
@@ -77,14 +78,16 @@ class PromptFormat:
 
         Args:
             tokenizer: of `transformers`.
-            record: with `prompt` and `response`, or with chat `messages`. With `finish_reason:
-                length` its last response was cut off: no end follows it.
+            record: with `prompt` and `response`, or with chat `messages`; `chat` also takes `tools`,
+                `documents` and `chat_template_kwargs`. With `finish_reason: length` the last
+                response was cut off: no end follows it.
 
         Returns:
             Ids and labels of equal length; a label is its own id (models shift by one) or -100.
 
         Raises:
-            InputError: as `encode_prompt`, or a record that has neither form.
+            InputError: as `encode_prompt`, a record that has neither form, or fields that the format
+                or the template cannot honour.
         """
         messages = record.get("messages")
         is_cut = record.get("finish_reason") == "length"
@@ -92,9 +95,10 @@ class PromptFormat:
             if messages is None:
                 prompt, response = _pair(record)
                 messages = [_user(prompt), {"role": "assistant", "content": response}]
-            return _encode_chat(tokenizer, messages, is_cut=is_cut)
-        if messages is not None:
-            raise InputError("chat messages need the prompt format 'chat' (option --format chat)")
+            return encode_chat(tokenizer, messages, template_arguments(record), is_cut=is_cut)
+        needs_chat = "messages" if messages is not None else ", ".join(template_arguments(record))
+        if needs_chat:
+            raise InputError(f"{needs_chat} need the prompt format 'chat' (option --format chat)")
         prompt, response = _pair(record)
         prompt_ids = self.encode_prompt(tokenizer, prompt)
         response_ids = _encode(tokenizer, response)
@@ -141,45 +145,3 @@ def _special_id(tokenizer: Any, name: str) -> int:
     if token_id is None:
         raise InputError(f"the prompt format wants a {name.upper()} token, the tokenizer has none")
     return int(token_id)
-
-
-def _apply_template(
-    tokenizer: Any, messages: Sequence[Message], *, is_complete: bool, is_cut: bool = False
-) -> list[int]:
-    """Ids of messages; without `is_complete` a response is asked for, with `is_cut` the last goes on."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("the prompt format is 'chat', but the tokenizer has no chat template")
-    try:
-        ids = tokenizer.apply_chat_template(
-            list(messages),
-            tokenize=True,
-            add_generation_prompt=not is_complete,
-            continue_final_message=is_cut,
-            return_dict=False,
-        )
-    except Exception as error:
-        raise InputError(f"the chat template refuses these messages: {error}") from error
-    return list(ids)
-
-
-def _encode_chat(
-    tokenizer: Any, messages: Sequence[Message], *, is_cut: bool
-) -> tuple[list[int], list[int]]:
-    """Ids of a whole chat, with labels on what the assistant says; `is_cut`: its end is missing."""
-    ids = _apply_template(tokenizer, messages, is_complete=True, is_cut=is_cut)
-    labels = [IGNORED_LABEL] * len(ids)
-    for index, message in enumerate(messages):
-        if message.get("role") != "assistant":
-            continue
-        is_last = index == len(messages) - 1
-        before = _apply_template(tokenizer, messages[:index], is_complete=False)
-        after = _apply_template(
-            tokenizer, messages[: index + 1], is_complete=True, is_cut=is_cut and is_last
-        )
-        if ids[: len(before)] != before or ids[: len(after)] != after:
-            raise InputError(
-                f"the chat template rewrites earlier turns, so the response in message {index} "
-                "cannot be found; train on single-turn chats with this tokenizer"
-            )
-        labels[len(before) : len(after)] = ids[len(before) : len(after)]
-    return ids, labels

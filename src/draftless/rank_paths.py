@@ -47,7 +47,7 @@ def read_template(given: Any) -> tuple[RankPath, ...]:
 
 def _read_file(file: Path) -> tuple[RankPath, ...]:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
         version, template = data["format_version"], data["template"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{file} is no file of draftless calibrate tree: {error!r}") from error

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from draftless.chat_examples import encode_question
 from draftless.dialogue import Dialogue, parts_of
 from draftless.errors import ArtifactError, ConfigError, InputError
 from draftless.jsonl import append_lines, cut_half_line, read_lines
@@ -39,6 +40,8 @@ class RegenerateOptions:
         seed: mixed with each record's prompt.
         batch_size: records that are generated together.
         drop_loops: leave out responses that mostly repeat themselves.
+        format: how prompts are given: `plain` is the text itself, `chat` the tokenizer's chat template,
+            `auto` what the checkpoint was trained with, else the template where there is one.
     """
 
     max_new_tokens: int = 256
@@ -48,10 +51,13 @@ class RegenerateOptions:
     seed: int = 0
     batch_size: int = 32
     drop_loops: bool = True
+    format: Literal["auto", "plain", "chat"] = "auto"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"batch_size={self.batch_size} is below 1")
+        if self.format not in ("auto", "plain", "chat"):
+            raise ConfigError(f"format={self.format!r} is unknown; use auto, plain or chat")
         self.params(self.seed)
 
     def params(self, seed: int) -> SamplingParams:
@@ -72,9 +78,11 @@ class Regeneration:
 
     Attributes:
         num_records: all of them.
+        refusal: why the template refused the first of `counts["refused"]`.
+        format: how prompts are given: `chat`, `plain`, or `checkpoint` for what it was trained with.
         num_pending: records that a response is still to be written to.
-        counts: `written`, `unfinished` (of the written ones), `loops` and `too_long` (left out) and
-            `tokens` (of this session).
+        counts: `written`, `unfinished` and `empty` (of the written ones), `loops`, `too_long` and
+            `refused` by the chat template (left out) and `tokens` (of this session).
 
     Raises:
         ConfigError: the output exists and `is_resumed` is not set, or was written from other
@@ -98,8 +106,10 @@ class Regeneration:
         self._model = model
         self._options = options
         self._sidecar = output.with_name(f"{output.name.removesuffix('.jsonl')}.provenance.json")
+        self.format = choose_format(model, options.format)
         check_output(output, is_resumed=is_resumed)
         self._sessions = self._read_sessions()
+        self.refusal = ""
         self._dialogues = self._open_all(records)
         self._num_done = self._go_on() if output.exists() else 0
 
@@ -128,21 +138,41 @@ class Regeneration:
         for index, record in enumerate(records):
             dialogue = Dialogue(index, record, parts_of(record))
             try:
-                ids = self._model.encode(dialogue.prompt)
+                ids = self._encode(dialogue)
             except InputError as error:
-                raise InputError(f"record {index + 1}: {error}") from error
+                self.counts["refused"] += 1
+                self.refusal = self.refusal or f"record {index + 1}: {error}"
+                continue
             if self._has_room(ids):
                 dialogue.prompt_len = len(ids)
                 dialogue.seed = hash_ids(self._options.seed, ids=ids) >> 1  # JSON readers: int64
                 found.append(dialogue)
             else:
                 self.counts["too_long"] += 1
+        if not found and self.refusal:
+            raise InputError(f"none of {len(records)} prompts can be used; {self.refusal}")
         if not found:
             raise InputError(
                 f"none of {len(records)} prompts leaves room for a response in the model's context "
                 f"of {self._model.target.max_positions}; give shorter ones"
             )
         return found
+
+    def _encode(self, dialogue: Dialogue) -> list[int]:
+        """Ids of what the next response of a dialogue answers."""
+        arguments = dialogue.template_arguments
+        if self.format == "chat":
+            tokenizer = self._model.tokenizer
+            return encode_question(tokenizer, dialogue.messages, arguments)
+        prompt = dialogue.prompt
+        if self.format == "plain" and (arguments or not isinstance(prompt, str)):
+            named = ", ".join(arguments) or "messages"
+            raise InputError(f"{named} need --format chat, and a tokenizer with a chat template")
+        if self.format == "plain":
+            return list(self._model.tokenizer(prompt).input_ids)  # type: ignore[misc]
+        if arguments:
+            raise InputError(f"{', '.join(arguments)} need the prompt format 'chat'")
+        return self._model.encode(prompt)
 
     def _has_room(self, prompt_ids: Sequence[int]) -> bool:
         limit = self._model.target.max_positions
@@ -156,7 +186,7 @@ class Regeneration:
             unfinished: list[Dialogue] = []
             for begin in range(0, len(active), self._options.batch_size):
                 batch = active[begin : begin + self._options.batch_size]
-                prompts = [self._model.encode(dialogue.prompt) for dialogue in batch]
+                prompts = [self._encode(dialogue) for dialogue in batch]
                 params = [self._options.params(dialogue.seed) for dialogue in batch]
                 for dialogue, output in zip(
                     batch, self._model.generate(prompts, params), strict=True
@@ -172,7 +202,10 @@ class Regeneration:
         """Whether one more response is missing and has room; notes the length of its prompt."""
         if not dialogue.is_open:
             return False
-        ids = self._model.encode(dialogue.prompt)
+        try:
+            ids = self._encode(dialogue)
+        except InputError:  # the template refuses a later turn: the record ends before it
+            return False
         dialogue.prompt_len = len(ids)
         return self._has_room(ids)
 
@@ -189,6 +222,7 @@ class Regeneration:
     def _count(self, lines: Sequence[Mapping[str, Any]]) -> None:
         self.counts["written"] += len(lines)
         self.counts["unfinished"] += sum(line["finish_reason"] != "stop" for line in lines)
+        self.counts["empty"] += sum(not _last_response(line).strip() for line in lines)
 
     def _facts(self) -> dict[str, Any]:
         """What must be the same when a run goes on; the batch size does not change responses."""
@@ -197,6 +231,7 @@ class Regeneration:
         options.pop("batch_size")
         return {
             **options,
+            "format": self.format,
             "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
             "dtype": str(model.dtype).removeprefix("torch."),
         }
@@ -264,6 +299,28 @@ class Regeneration:
             temporary.replace(self._sidecar)
         except OSError as error:
             raise _unwritable(self._sidecar, error) from error
+
+
+def choose_format(model: Draftless, kind: str) -> Literal["plain", "chat", "checkpoint"]:
+    """How prompts are given to a model.
+
+    Raises:
+        ConfigError: `chat` without a chat template, or another format than the checkpoint's.
+    """
+    trained = model.manifest.prompt_format if model.manifest else None
+    has_template = bool(getattr(model.tokenizer, "chat_template", None))
+    if trained is not None and kind not in ("auto", trained.kind):
+        raise ConfigError(f"the checkpoint was trained on {trained.kind} prompts, not {kind} ones")
+    if trained is not None and not (trained.kind == "chat" and has_template):
+        return "checkpoint"
+    if kind == "chat" and not has_template:
+        raise ConfigError("--format chat needs a chat template, and the tokenizer has none")
+    return "chat" if has_template and kind != "plain" else "plain"
+
+
+def _last_response(line: Mapping[str, Any]) -> str:
+    text = line["messages"][-1]["content"] if "messages" in line else line["response"]
+    return str(text)
 
 
 def check_output(output: Path, *, is_resumed: bool) -> None:

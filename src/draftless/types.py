@@ -26,6 +26,9 @@ LastKind = Literal["recovered", "bonus", "stopped"]
 path was accepted), or the token that completed a stop."""
 
 
+_SHOWN = 80  # characters of a text in its `repr`
+
+
 class Noise(Protocol):
     """Gumbel noise of the target's own draws, by position (`engine.position_noise`)."""
 
@@ -320,9 +323,12 @@ class Statistics:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Output:
     """What one request returns.
+
+    `torch.tensor([[*output.prompt_token_ids, *output.token_ids]])` is what `transformers`' `generate`
+    returns for one prompt.
 
     Attributes:
         token_ids: generated ids; the last one completed the stop (EOS included).
@@ -330,6 +336,9 @@ class Output:
         finish_reason: why it ended.
         seed: the seed that was used, drawn from the operating system if none was given.
         stats: counts and times.
+        prompt_token_ids: ids of the prompt, without padding.
+        is_reproducible: whether the ids are the same for every drafter, batch and run. False where half
+            precision rounds otherwise in passes of another width.
     """
 
     token_ids: list[int]
@@ -337,6 +346,16 @@ class Output:
     finish_reason: FinishReason
     seed: int
     stats: Statistics
+    prompt_token_ids: list[int] = field(default_factory=list)
+    is_reproducible: bool = True
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= _SHOWN else f"{self.text[:_SHOWN]}..."
+        return (
+            f"Output(text={text!r}, {len(self.token_ids)} tokens after "
+            f"{len(self.prompt_token_ids)}, finish_reason={self.finish_reason!r}, seed={self.seed}, "
+            f"{self.stats.acceptance_length:.2f} tokens per step)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,8 +188,8 @@ def test_ctrl_c_says_how_to_go_on(
         (["--sweep=sdsat.colour=1,2"], "colour"),
         (["--drafter-option=sdsat.k=[1"], r"'\[1' is no value"),
         (["--drafter-option=auto.max_width=8.0"], "max_width=8.0 of auto is no int"),
-        (["--threads=0"], "threads=0"),
-        (["--limit=0"], "limit=0"),
+        (["--threads=0"], "--threads 0"),
+        (["--limit=0"], "--limit 0"),
     ],
 )
 def test_bad_options_are_refused_by_name(

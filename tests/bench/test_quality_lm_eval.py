@@ -86,6 +86,32 @@ def test_unknown_generation_options_are_refused(adapter: ModuleType) -> None:
         lm.generate_until([request("the cat", {"num_beams": 4})])
 
 
+def test_options_that_change_nothing_and_other_names_of_the_length(adapter: ModuleType) -> None:
+    lm = adapter.DraftlessLM(bench_model())
+    (short,) = lm.generate_until([request("the cat", {"max_gen_toks": 5})])
+    for name in ("max_new_tokens", "max_tokens", "max_completion_tokens"):
+        ask = {name: 5, "num_beams": 1, "early_stopping": False, "use_cache": True}
+        assert lm.generate_until([request("the cat", ask)]) == [short]
+
+
+def test_long_prompts_lose_their_beginning_to_leave_room(
+    adapter: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = bench_model()
+    text = "the cat sat on the mat and the dog sat on the log " * 2
+    ids = ids_of(text)
+    monkeypatch.setattr(model.target, "max_positions", len(ids) + 3)
+    lm = adapter.DraftlessLM(model, max_gen_toks=8)
+    for cut in (ids, ids + ids[1:]):
+        expected = model.generate(cut[-(len(ids) - 5) :], max_new_tokens=8)
+        assert len(expected.token_ids) == 8
+        prompt = text if cut is ids else text + text
+        assert ids_of(prompt)[-len(ids) + 5 :] == cut[-len(ids) + 5 :]
+        assert lm.generate_until([request(prompt, {})]) == [expected.text]
+    with pytest.raises(ConfigError, match="max_gen_toks=999 must be below the model's context"):
+        lm.generate_until([request(text, {"max_gen_toks": 999})])
+
+
 def test_sampling_is_repeatable(adapter: ModuleType) -> None:
     lm = adapter.DraftlessLM(bench_model())
     ask = [request("the cat", {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12})]

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -163,3 +168,44 @@ def test_windowed_models_train_inline_only(folder: Path, tmp_path: Path) -> None
     )
     with pytest.raises(DraftlessError, match="--mode inline"):
         prepare(config)
+
+
+def test_what_is_left_out_and_resumed_is_told(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(folder / "model")
+    far = json.dumps({"prompt": "the " * 300, "response": "cat"})
+    lines = (folder / "data.jsonl").read_text()
+    (tmp_path / "data.jsonl").write_text(lines + f"{far}\n{far}\n")
+    options = ("--max-steps", "1", "--resume", "--save-every", "1", "--format", "plain")
+    for told in ("has no complete checkpoint; training begins anew", "going on from step 1"):
+        done = msn(tmp_path, tmp_path / "out", *options)
+        assert done.exit_code == 0, done.output
+        said = " ".join(done.stderr.split())
+        assert told in said
+        assert "2 of 50 records are left out: 2 (no response token within 128 tokens" in said
+    done = msn(tmp_path, tmp_path / "chat", "--format", "chat")
+    assert "--format chat (or records with 'messages') needs a chat template" in str(done.exception)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_with_a_checkpoint_and_the_command_that_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "draftless", "train", "msn", "--model", str(folder / "model"),
+        "--data", str(folder / "data.jsonl"), "--output", str(tmp_path / "out"),
+        "--max-length", "128", "--epochs", "1000",
+    ]  # fmt: skip
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    told = ""
+    while "noise tokens per response token" not in told:
+        line = run.stderr.readline()
+        assert line, told
+        told += line
+    time.sleep(3)
+    run.send_signal(signal.SIGINT)
+    rest = " ".join(run.communicate(timeout=120)[1].split())
+    assert run.returncode == 130, rest
+    (step,) = re.findall(r"stopped at step (\d+), which is saved; to go on: .* --resume", rest)
+    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{step}").is_dir()
+    assert "Traceback" not in rest and "FutureWarning" not in told

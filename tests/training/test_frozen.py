@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from draftless import Draftless
 from draftless.cli import app
 from draftless.errors import ConfigError
-from draftless.manifest import read_manifest
+from draftless.manifest import Manifest, read_manifest, write_manifest
+from draftless.prompts import PromptFormat
 from draftless.training.config import TrainConfig
 from draftless.training.draft_trainer import DraftTrainer, LossSettings
 from draftless.training.trainer import prepare, train
@@ -178,3 +179,40 @@ def test_a_second_run_goes_on_with_the_ids_of_the_first(data: Path, tmp_path: Pa
     for wrong in ({"distinct": True}, {"adaptive_ids": (size - 1,)}):
         with pytest.raises(ConfigError, match=f"has the adaptive ids {size}: leave --adaptive-ids"):
             prepare(replace(again, **wrong))  # type: ignore[arg-type]
+
+
+def test_frozen_changes_neither_prompt_format_nor_tokenizer_files(
+    data: Path, tmp_path: Path
+) -> None:
+    """Of a chat model without a `draftless.json`, whose `prompt` records become chats."""
+    model = write_model(tmp_path / "model")
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    (model / "chat_template.jinja").write_text(template)
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({**json.loads((model / "tokenizer_config.json").read_text()), "ours": "x"})
+    )
+    run = prepare(config_for(model, data, tmp_path / "out", frozen=True, max_steps=1))
+    assert run.prompt_format.kind == "chat"
+    train(run)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None and manifest.prompt_format is None
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (model / name).read_bytes(), name
+    before, after = (Draftless.from_pretrained(f) for f in (model, tmp_path / "out"))
+    for prompt in ("the cat", [{"role": "user", "content": "the cat"}]):
+        assert before.encode(prompt) == after.encode(prompt)
+    plain = prepare(config_for(model, data, tmp_path / "p", frozen=True, format="plain"))
+    ids = plain.prompt_format.encode_prompt(plain.tokenizer, "the cat")
+    assert ids == list(plain.tokenizer("the cat").input_ids), "as the model reads a text itself"
+
+
+def test_frozen_keeps_the_format_that_a_checkpoint_has(data: Path, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    given = PromptFormat(prefix="Q: ", suffix="A: ", bos=False)
+    write_manifest(model, Manifest(prompt_format=given))
+    run = prepare(config_for(model, data, tmp_path / "out", frozen=True, max_steps=1))
+    train(run)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None and run.prompt_format == manifest.prompt_format == given
+    with pytest.raises(ConfigError, match="leave --format chat out"):
+        prepare(config_for(model, data, tmp_path / "x", frozen=True, format="chat"))

@@ -55,6 +55,20 @@ def test_new_rows_are_the_mean_of_the_others_which_stay(tmp_path: Path, is_tied:
     torch.testing.assert_close(logits[..., :size], before_logits)
 
 
+def test_new_ids_lie_above_those_of_a_tokenizer_that_is_longer_than_the_embedding(
+    tmp_path: Path,
+) -> None:
+    """As that of Gemma 3, whose last token has no row."""
+    model = load(write_model(tmp_path))
+    tokenizer = copy.deepcopy(small_tokenizer())
+    size = len(tables(model)[0])
+    tokenizer.add_tokens(["<extra>", "<more>"])
+    assert add_adaptive_tokens(model, 1, tokenizer) == (size + 2,)
+    assert size + 2 not in tokenizer.get_vocab().values()
+    for table in tables(model):
+        torch.testing.assert_close(table[size:], table[:size].mean(0).expand(3, -1))
+
+
 @TIED
 def test_a_grown_model_survives_saving(tmp_path: Path, is_tied: bool) -> None:
     model = load(write_model(tmp_path / "model", is_tied=is_tied))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.utils.data import DataLoader
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerControl,
+    TrainerState,
+)
 
+from draftless.training.adaptive_tokens import highest_id
 from draftless.training.block_places import TokenRun
 from draftless.training.draft_collator import Batch, CollatorEpochs, DraftCollator
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
@@ -196,3 +207,48 @@ def test_a_clean_twin_stands_at_the_same_position_and_has_the_same_target() -> N
         of_twins = batch[name].gather(1, twins.clamp(min=0))
         assert torch.equal(of_twins[is_noise], batch[name][is_noise]), name
     assert not (is_noise.gather(1, twins.clamp(min=0)) & is_noise).any(), "a twin is clean"
+
+
+def gapped_tokenizer() -> PreTrainedTokenizerFast:
+    """Nothing has the ids 256 to 297."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)}
+    raw = Tokenizer(models.BPE(vocab={**vocabulary, "<s>": 298, "</s>": 299}, merges=[]))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+def test_noise_of_the_vocabulary_is_tokens_with_a_row() -> None:
+    tokenizer = gapped_tokenizer()
+    assert highest_id(tokenizer) == 299 > len(tokenizer)
+    tokenizer.add_tokens([f"<extra {number}>" for number in range(50)])
+    settings = NoiseSettings(mode="branch", source="vocabulary")
+    ids = [298, *range(40, 240), 299]
+    for num_rows, highest in ((None, 349), (320, 319), (300, 255)):
+        noisy = DraftCollator.from_tokenizer(tokenizer, settings, num_rows=num_rows)
+        drawn = set()
+        for noisy.epoch in range(60):
+            runs = noisy.plan(ids, [-100, *ids[1:]])
+            drawn |= {token for run in runs for token in run.token_ids}
+        assert drawn <= set(range(256)) | set(range(300, 350))
+        assert max(drawn) == highest
+
+
+@pytest.mark.parametrize(("persistent", "workers"), [(False, 0), (True, 1)])
+def test_every_epoch_draws_anew_in_workers_that_outlive_it(persistent: bool, workers: int) -> None:
+    noisy = collator(NoisePlanner(NoiseSettings(mode="inline"), SPECIAL))
+    loader: DataLoader[Any] = DataLoader(
+        random_features(),  # type: ignore[arg-type]
+        batch_size=3,
+        collate_fn=noisy,
+        num_workers=workers,
+        persistent_workers=persistent,
+        multiprocessing_context="fork" if workers else None,
+    )
+    seen = []
+    for noisy.epoch in range(4):
+        (batch,) = loader
+        seen.append(batch["input_ids"].tolist())
+    assert len({str(one) for one in seen}) == 4
+    noisy.epoch = 0
+    assert seen[0] == noisy(random_features())["input_ids"].tolist()
+    assert copy.deepcopy(noisy).epoch == pickle.loads(pickle.dumps(noisy)).epoch == 0

@@ -20,6 +20,9 @@ HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_new_tokens": 5, "min_length": 100}, {"max_new_tokens": 5, "min_new_tokens": 5}),
     ({"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}, {"epsilon_cutoff": None, "eta_cutoff": None}),
     ({"min_new_tokens": 3, "min_length": 12}, {"min_new_tokens": 3}),
+    ({"min_new_tokens": 3, "min_length": 18}, {"min_new_tokens": 3}),
+    ({"min_new_tokens": 0, "min_length": 18}, {"min_new_tokens": 0}),
+    ({"min_length": 18}, {"min_new_tokens": 8}),
     # Idle without do_sample, as in transformers.
     ({"temperature": 0.5, "top_k": 9}, {"temperature": 0.0, "top_k": 0}),
     # generate's defaults once sampling is on.
@@ -36,6 +39,7 @@ HONOURED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"sequence_bias": [[[1, 2], 2.5]]}, {"sequence_bias": [((1, 2), 2.5)]}),
     ({"suppress_tokens": [4], "begin_suppress_tokens": [5]}, {"suppress_tokens": [4]}),
     ({"forced_eos_token_id": 2}, {"forced_eos_token_id": 2}),
+    ({"forced_eos_token_id": [2, 3]}, {"forced_eos_token_id": (2, 3)}),
     ({"eos_token_id": 2}, {"eos_token_ids": (2,)}),
     ({"eos_token_id": [2, 3]}, {"eos_token_ids": (2, 3)}),
     ({"stop_strings": "end"}, {"stop": ("end",)}),
@@ -64,6 +68,7 @@ REFUSED: list[dict[str, Any]] = [
     {"output_hidden_states": True, "return_dict_in_generate": True},
     {"output_attentions": True, "return_dict_in_generate": True},
     {"cache_implementation": "static"},
+    {"use_cache": False},
 ]
 
 
@@ -121,3 +126,9 @@ def test_what_only_code_of_the_model_knows_is_no_option() -> None:
         params_from(of_model, 5)
     with pytest.raises(ConfigError, match="max_length=20 leaves no room"):
         params_from(GenerationConfig(), 30, of_model)
+
+
+def test_what_a_model_wants_of_caches_says_nothing_of_its_output() -> None:
+    of_model = GenerationConfig(cache_implementation="static", use_cache=False, min_new_tokens=4)
+    params = params_from(GenerationConfig(min_length=12), 5, of_model)
+    assert params.min_new_tokens == 4  # the model's wins, as in transformers

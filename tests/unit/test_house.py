@@ -264,5 +264,6 @@ def test_only_training_imports_extras() -> None:
         modules = {module.split(".")[0] for module, _ in imports_of(ast.parse(path.read_text()))}
         name = module_name(path)
         is_exempt = part_of(name) in {"training", "serve", "bench", "calibration"}
-        if not is_exempt and name != "draftless.cli.train":
+        # `wrapped` loads adapters, where peft is there.
+        if not is_exempt and name not in {"draftless.cli.train", "draftless.wrapped"}:
             assert modules.isdisjoint(EXTRAS), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ import torch
 from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
 from draftless.engine.loop import decode, make_request
-from draftless.errors import ConfigError, InputError
+from draftless.engine.target import TargetModel
+from draftless.errors import CapabilityError, ConfigError, InputError
 from draftless.params import SamplingParams
 from draftless.types import DraftPasses, DraftTree, Row
 from support.drafters import HALF, registered
 from support.driving import Job, run
-from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, target
+from support.models import CONTEXT, VOCAB_SIZE, prompt_ids, stock_model, target
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,22 @@ def test_a_stream_that_is_given_up_leaves_nothing_behind(
     del request, steps
     gc.collect()
     assert row() is None, "the drafter holds its rows weakly"
+
+
+@pytest.mark.parametrize("part", ["whole", "layer"])
+def test_a_model_in_training_mode_is_refused(part: str) -> None:
+    """Dropout would make every pass random; a trainer may have switched it, whole or in part."""
+    own = TargetModel(copy.deepcopy(stock_model("llama")))
+    params = SamplingParams(max_new_tokens=2)
+    (before,) = run(own, make_drafter("none"), [Job([1, 2], params)])
+    switched = own.model if part == "whole" else own.model.model.layers[1].mlp
+    switched.train()
+    with pytest.raises(CapabilityError, match=r"is in training mode.*call model.eval\(\)"):
+        run(own, make_drafter("none"), [Job([1, 2], params)])
+    assert switched.training  # whoever trains goes on training
+    own.model.eval()
+    (after,) = run(own, make_drafter("none"), [Job([1, 2], params)])
+    assert after.token_ids == before.token_ids
 
 
 def test_records_of_a_stream_hold_no_logits() -> None:

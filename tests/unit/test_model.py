@@ -282,7 +282,7 @@ def test_the_context_fills_up_with_a_length_finish(model: Draftless) -> None:
     ("prompt", "options", "message"),
     [
         ("", {}, "empty"),
-        ([], {}, "empty"),
+        ([[]], {}, "empty"),
         ([5, 300], {}, r"300 lies outside the vocabulary 0\.\."),
         ([-1], {}, "-1 lies outside"),
         ([5] * 128, {}, "128 tokens and the model's context is 128"),

@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "suppress": {"suppress_tokens": [3, 4], "begin_suppress_tokens": [6, 7]},
     "begin after a forced start": {"begin_suppress_tokens": [6], "forced_bos_token_id": 1},
 }
+OPTIONS["several ends"] = {"forced_eos_token_id": [2, 5]}
 OPTIONS["everything"] = {k: v for options in OPTIONS.values() for k, v in options.items()}
 RARE: dict[str, dict[str, Any]] = {
     "top-h": {"top_h": 0.5},
@@ -133,6 +134,7 @@ def test_nothing_runs_where_nothing_is_asked_for() -> None:
         {"begin_suppress_tokens": [1, VOCAB_SIZE]},
         {"forced_bos_token_id": VOCAB_SIZE},
         {"forced_eos_token_id": VOCAB_SIZE},
+        {"forced_eos_token_id": [1, VOCAB_SIZE]},
         {"eos_token_ids": VOCAB_SIZE},
     ],
 )
@@ -151,3 +153,18 @@ def test_a_request_that_excludes_every_token_is_told_so(sampling: dict[str, Any]
     )  # fmt: skip
     (result,) = run(target("llama"), NullDrafter(), [Job([1, 2], all_but_one)])
     assert result.token_ids == [0, 0]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_h": 0.5}])
+@pytest.mark.parametrize("width", [1, VOCAB_SIZE])
+def test_a_processor_that_gives_nan_is_told_so(sampling: dict[str, Any], width: int) -> None:
+    """Where `transformers` raises when it samples, and takes some id when it does not."""
+
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > 3:
+            scores[:, -width:] = torch.nan
+        return scores
+
+    params = SamplingParams(seed=0, logits_processors=[broken], **sampling)  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match="give NaN at position 4"):
+        run(target("llama"), NullDrafter(), [Job([1, 2], params)])

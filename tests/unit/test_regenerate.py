@@ -300,10 +300,69 @@ def test_records_without_a_prompt_are_refused(record: dict[str, Any], message: s
         check_prompt(record, "here")
 
 
-def test_a_prompt_that_cannot_be_encoded_is_named(model: Draftless, tmp_path: Path) -> None:
+def test_prompts_that_cannot_be_encoded_are_left_out_and_counted(
+    model: Draftless, tmp_path: Path
+) -> None:
     chat = {"messages": [{"role": "user", "content": "x"}]}
-    with pytest.raises(InputError, match=r"record 2: .*no chat template"):
-        Regeneration(model, [RECORDS[0], chat], tmp_path / "o.jsonl", SAMPLED)
+    run = written(model, tmp_path / "o.jsonl", records=[RECORDS[0], chat, RECORDS[1]])
+    assert [line["index"] for line in lines_of(tmp_path / "o.jsonl")] == [0, 2]
+    assert run.counts["refused"] == 1
+    assert "record 2: messages need --format chat" in run.refusal
+    with pytest.raises(InputError, match="none of 1 prompts can be used; record 1: messages need"):
+        Regeneration(model, [chat], tmp_path / "p.jsonl", SAMPLED)
+
+
+def test_a_turn_that_the_template_refuses_ends_its_record_alone(
+    chat_model: Draftless, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barred = "{% if messages | length > 2 and messages[2].content == 'no' %}{{ raise_exception('no') }}{% endif %}"  # fmt: skip
+    monkeypatch.setattr(chat_model.tokenizer, "chat_template", barred + TEMPLATE)
+    old = {"role": "assistant", "content": "old"}
+    chats = [
+        [{"role": "user", "content": "a"}, old, {"role": "user", "content": second}, old]
+        for second in ("no", "yes")
+    ]
+    options = RegenerateOptions(200, 1.0, batch_size=2, seed=3)
+    written(chat_model, tmp_path / "o.jsonl", options, [{"messages": one} for one in chats])
+    assert [len(line["messages"]) for line in lines_of(tmp_path / "o.jsonl")] == [2, 4]
+
+
+def test_prompts_of_a_chat_model_are_chats_unless_asked_otherwise(
+    chat_model: Draftless, tmp_path: Path
+) -> None:
+    assert chat_model.tokenizer is not None
+    for kind in ("auto", "chat", "plain"):
+        options = RegenerateOptions(12, 1.0, seed=5, batch_size=3, format=kind)
+        run = written(chat_model, tmp_path / f"{kind}.jsonl", options)
+        lines = lines_of(tmp_path / f"{kind}.jsonl")
+        assert run.counts["empty"] == sum(not line["response"].strip() for line in lines)
+        for line in lines:
+            text = line["prompt"]
+            ids = chat_model.tokenizer(text if kind == "plain" else f"<user>{text}<assistant>")
+            alone = chat_model.generate(
+                ids.input_ids, max_new_tokens=12, temperature=1.0, seed=line["seed"]
+            )
+            assert line["response"] == alone.text
+    with pytest.raises(ConfigError, match="was written with format=plain, not chat"):
+        options = RegenerateOptions(12, 1.0, seed=5, format="chat")
+        Regeneration(chat_model, RECORDS, tmp_path / "plain.jsonl", options, is_resumed=True)
+
+
+def test_fields_for_the_template_reach_it_and_stay(
+    chat_model: Draftless, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        chat_model.tokenizer,
+        "chat_template",
+        "{{ tools | map(attribute='name') | join }}" + TEMPLATE,
+    )
+    record = {"prompt": "Rain?", "tools": [{"name": "get"}]}
+    written(chat_model, tmp_path / "o.jsonl", SAMPLED, [record])
+    (line,) = lines_of(tmp_path / "o.jsonl")
+    assert chat_model.tokenizer is not None
+    ids = chat_model.tokenizer("get<user>Rain?<assistant>").input_ids
+    alone = chat_model.generate(ids, max_new_tokens=12, temperature=1.0, seed=line["seed"])
+    assert (line["response"], line["tools"]) == (alone.text, record["tools"])
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from draftless.engine import stops as module
 from draftless.engine.stops import StopChecker, TextDecoder
@@ -38,7 +39,7 @@ def push_all(checker: StopChecker, ids: Sequence[int]) -> tuple[int, str | None]
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (1, 3, 1), (2, 3), (1, 4), (5,)])
 def test_the_text_of_a_stream_does_not_depend_on_where_steps_end(sizes: tuple[int, ...]) -> None:
-    """Byte fallback: two bytes of a character and a stray third one are three broken ones together."""
+    """Byte fallback: decoded at once, a whole character and a stray byte are three broken bytes."""
     checker = StopChecker(
         Row(0, PROMPT, SamplingParams(), None), (), fallback_tokenizer(), None, CPU
     )
@@ -47,7 +48,34 @@ def test_the_text_of_a_stream_does_not_depend_on_where_steps_end(sizes: tuple[in
         for _ in range(size):
             checker.push(ids.pop(0))
         text += checker.take_text(is_last=not ids)
-    assert text == "\u00e9\ufffd\ufffdaa"
+    assert text == "\u00e9\ufffdaa"
+
+
+BROKEN = [
+    [0, 1, 2, 3], [0, 1, 0], [0, 1, 0, 3], [2, 0, 1], [0, 1, 0, 1, 2], [0, 0, 0], [3, 0, 1, 2, 2, 3],
+    [0, 1, 2, 0, 1],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ids", BROKEN, ids=str)
+def test_one_list_of_ids_has_one_text(ids: list[int]) -> None:
+    """At once, step by step, and with a stop that never comes; whole characters stay whole."""
+    texts = set()
+    for size, stop in ((1, ()), (2, ()), (99, ()), (1, "zz"), (99, "zz")):
+        row = Row(0, PROMPT, SamplingParams(stop=stop), None)
+        checker = StopChecker(row, (), fallback_tokenizer(), None, CPU)
+        shown = ""
+        for begin in range(0, len(ids), size):
+            for token_id in ids[begin : begin + size]:
+                checker.push(token_id)
+            if size < 99:
+                shown += checker.take_text(is_last=begin + size >= len(ids))
+        texts.add(checker.finish_text())
+        assert shown in ("", checker.text)
+    assert len(texts) == 1
+    told = texts.pop()
+    if ids[:2] == [0, 1]:
+        assert told.startswith("\u00e9")
 
 
 def final_text(checker: StopChecker) -> str:
@@ -92,11 +120,65 @@ def test_a_stop_string_needs_a_tokenizer() -> None:
         StopChecker(row, (), None, None, CPU)
 
 
-def test_a_special_token_as_stop_string_is_an_id() -> None:
-    checker = make_checker(stop="<turn>")
-    turn = byte_tokenizer().convert_tokens_to_ids("<turn>")
-    assert push_all(checker, [*byte_ids("ab"), turn, *byte_ids("c")]) == (3, "stop")
-    assert final_text(checker) == "ab"
+TURN = byte_tokenizer().convert_tokens_to_ids("<turn>")
+
+
+@pytest.mark.parametrize(
+    ("stop", "count", "kept"),
+    [
+        ("<turn>", 3, "ab<turn>"),
+        ("b<turn>", 3, "ab<turn>"),
+        ("<turn>c", 4, "ab<turn>c"),
+        ("b<turn>cd", 5, "ab<turn>cd"),
+        ("<turn><turn>", 8, "abcd<turn><turn>"),
+        ("urn>c", 4, "aburn>c"),  # begins inside a token that does not show
+        (["d", "<turn>d"], 5, "abcd"),
+        ("bcd", None, "abcde"),  # which no token sequence of these ids spells
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_a_stop_string_may_hold_special_tokens(
+    stop: str | list[str], count: int | None, kept: str, size: int
+) -> None:
+    """They are looked for where `transformers` does, and in the text only as part of a kept stop."""
+    ids = [*byte_ids("ab"), TURN, *byte_ids("cd"), TURN, TURN, *byte_ids("e")]
+    ids = ids if stop != "<turn><turn>" else [*ids[:5], 5, TURN, TURN]
+    kept = kept.replace("d<turn>", f"d{byte_tokenizer().decode([5])}<turn>")
+    for include in (True, False):
+        checker = make_checker(stop=stop, include_stop=include)
+        text, pushed, reason = "", 0, None
+        while pushed < len(ids) and reason is None:
+            for token_id in ids[pushed : pushed + size]:
+                pushed, reason = pushed + 1, checker.push(token_id)
+                if reason:
+                    break
+            text += checker.take_text(is_last=reason is not None or pushed == len(ids))
+        assert (pushed, reason) == ((count, "stop") if count else (len(ids), None))
+        end = stop if isinstance(stop, str) else "d"
+        wanted = kept if include or not count else kept.removesuffix(end)
+        assert text == checker.finish_text() == wanted
+
+
+def test_special_tokens_count_as_transformers_counts_them() -> None:
+    ids = [*byte_ids("ab"), TURN, *byte_ids("cd")]
+    for stop in ("<turn>", "b<turn>", "<turn>c", "b<turn>cd", "rn>cd", "bc", "abc"):
+        criterion = StopStringCriteria(byte_tokenizer(), [stop])
+        wanted = next(
+            (n for n in range(1, 6) if criterion(torch.tensor([ids[:n]]), None)),  # type: ignore[arg-type]
+            5,
+        )
+        assert push_all(make_checker(stop=stop), ids)[0] == wanted, stop
+
+
+def test_a_stop_that_begins_in_the_prompt_stops_transformers_and_not_us() -> None:
+    """We look at the answer alone, as other servers do: what is in the prompt was not written."""
+    criterion = StopStringCriteria(byte_tokenizer(), ["ab"])
+    (first, second) = byte_ids("ab")
+    assert bool(criterion(torch.tensor([[first, second]]), None))  # type: ignore[arg-type]
+    row = Row(0, [first], SamplingParams(stop="ab"), None)
+    checker = StopChecker(row, (), byte_tokenizer(), None, CPU)
+    assert checker.push(second) is None
+    assert checker.finish_text() == "b"
 
 
 # --- text --------------------------------------------------------------------------------------

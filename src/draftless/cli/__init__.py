@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -12,11 +13,14 @@ from draftless.cli.calibrate import calibrate_app
 from draftless.cli.calibrate_anchors import anchors
 from draftless.cli.calibrate_latency import latency
 from draftless.cli.calibrate_tree import tree
+from draftless.cli.chat import chat
 from draftless.cli.common import fail
 from draftless.cli.data import data_app
 from draftless.cli.demo import demo
+from draftless.cli.encodings import standard_output
 from draftless.cli.generate import generate
 from draftless.cli.train import train_app
+from draftless.cli.words import show_warning, use_command_words
 from draftless.errors import DraftlessError
 
 app = typer.Typer(
@@ -28,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate)
+app.command()(chat)
 app.command()(demo)
 app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
@@ -36,6 +41,7 @@ calibrate_app.command()(latency)
 calibrate_app.command()(tree)
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(bench_app, name="bench")
+use_command_words(app)
 
 
 def _print_version(is_wanted: bool) -> None:
@@ -62,14 +68,17 @@ def draftless(
     [bold]Start here[/bold]
 
         draftless demo
-        draftless generate --prompt "Once upon a time" --show-drafts
+        draftless chat ./my-model
+        draftless generate ./my-model --prompt "Why is the sky blue?" --show-drafts
         draftless train msn --help
         draftless bench run --limit 18
     """
 
 
 def main() -> None:
-    """Run the command; our own errors become one line, Ctrl-C a clean end."""
+    """Run the command; errors and warnings become one line each, Ctrl-C a clean end."""
+    warnings.showwarning = show_warning
+    standard_output()  # help, too, on a terminal that is no UTF-8
     try:
         app()
     except DraftlessError as error:

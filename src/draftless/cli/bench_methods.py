@@ -73,7 +73,7 @@ def read_variants(
     swept: dict[str, dict[str, list[Any]]] = {}
     for option in options:
         name, key, text = _parts(option, "--drafter-option", "tr-jacobi.budget=32")
-        fixed.setdefault(name, {})[key] = _value(text)
+        fixed.setdefault(name, {})[key] = read_value(text)
     for option in sweeps:
         name, key, text = _parts(option, "--sweep", "sdsat.k=1..13")
         if key in fixed.get(name, {}) or key in swept.get(name, {}):
@@ -95,7 +95,7 @@ def _parts(option: str, flag: str, example: str) -> tuple[str, str, str]:
     return name, key, text
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A value as YAML reads it: 8, 0.5, false, text."""
     import yaml
 
@@ -111,7 +111,7 @@ def _values(text: str, option: str) -> list[Any]:
     for part in split([text]):
         low, dots, high = part.partition("..")
         if not dots or Path(part).name != part:  # ../a.json is a file
-            found.append(_value(part))
+            found.append(read_value(part))
         elif low.isdigit() and high.isdigit() and int(low) <= int(high):
             found += range(int(low), int(high) + 1)
         else:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from pathlib import Path
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -16,10 +19,54 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True, highlight=False)
 """Progress, summaries and errors; standard output belongs to the result."""
 
+SILENT_S = 2.0
+"""Seconds that a phase may last without a line where standard error is no terminal."""
+
 
 def progress_bar() -> Progress:
     """A bar on standard error that vanishes when it is done; nothing where nobody is watching."""
     return Progress(console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+@contextmanager
+def phases(first: str) -> Iterator[Callable[[str], None]]:
+    """Show what is going on; call what is yielded with a short phrase when something else begins.
+
+    A status line that vanishes on a terminal; elsewhere a line for each phase that lasts.
+    """
+    if stderr.is_terminal:
+        with stderr.status(Text(f"{first} ...")) as status:
+            yield lambda phrase: status.update(Text(f"{phrase} ..."))
+        return
+    slow = _SlowPhases()
+    slow.begin(first)
+    try:
+        yield slow.begin
+    finally:
+        slow.end()
+
+
+class _SlowPhases:
+    """Prints a phase that is not over after `SILENT_S`."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begin(self, phrase: str) -> None:
+        self.end()
+        text = Text(f"{phrase} ...", style="dim")
+        self._timer = threading.Timer(SILENT_S, stderr.print, [text], {"soft_wrap": True})
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def note(text: str) -> None:
+    """One dim line on standard error."""
+    stderr.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:
@@ -46,22 +93,33 @@ def set_up_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def load_model(model: str | None, **how: Any) -> Draftless:
-    """Load `model`, or the embedded one, and show that something happens.
+def load_model(model: str | None, *, threads: int | None = None, **how: Any) -> Draftless:
+    """Load `model`, or the embedded one, and show what is going on.
 
     Args:
         model: folder, hub id or GGUF file.
-        **how: arguments of `Draftless.from_pretrained`; `compile=None` is True on a CPU.
+        threads: as `set_up_torch` takes it.
+        **how: arguments of `Draftless.from_pretrained`; `compile=None` is its default, or True on a
+            CPU.
     """
-    if "compile" in how and how["compile"] is None:  # nobody has tried it on a GPU yet
-        how["compile"] = how.get("device") in (None, "cpu")
-    compiling = "and compiling " if how.get("compile") else ""
-    with stderr.status(f"Loading {compiling}the model ..."):
+    with phases("importing torch and transformers") as show:
+        if threads is not None:
+            set_up_torch(threads)
         from transformers.utils import logging
 
         from draftless import Draftless, embedded_model_path
 
         logging.disable_progress_bar()
+        known = inspect.signature(Draftless.from_pretrained).parameters
+        if "compile" in how and how["compile"] is None:  # nobody has tried it on a GPU yet
+            default = known["compile"].default
+            on_cpu = how.get("device") in (None, "cpu")
+            how["compile"] = default if default == "auto" else on_cpu
+        if not how.get("strict"):
+            how.pop("strict", None)
+        if "on_progress" in known:
+            how["on_progress"] = show
+        show("loading and compiling the model" if how.get("compile") else "loading the model")
         return Draftless.from_pretrained(model or embedded_model_path(), **how)
 
 
@@ -77,17 +135,3 @@ def drafter_name(model: Draftless) -> str:
 def model_name(model: str | None) -> str:
     """What the model is called in results."""
     return model if model is not None else "embedded"
-
-
-def read_text(path: Path) -> str:
-    """Content of a file, or of standard input for `-`.
-
-    Raises:
-        InputError: if it cannot be read as UTF-8.
-    """
-    from draftless.errors import InputError
-
-    try:
-        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error

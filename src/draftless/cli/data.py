@@ -28,6 +28,7 @@ def regenerate(  # noqa: PLR0913 - the command line is derived from the signatur
     model: data_options.Model = None,
     split: data_options.Split = "train",
     limit: data_options.Limit = None,
+    prompt_format: data_options.PromptFormat = "auto",
     drop_loops: data_options.DropLoops = True,
     max_new_tokens: options.MaxNewTokens = 256,
     temperature: options.Temperature = 0.0,
@@ -57,7 +58,14 @@ def regenerate(  # noqa: PLR0913 - the command line is derived from the signatur
     from draftless.training.data import read_records
 
     chosen = RegenerateOptions(
-        max_new_tokens, temperature, top_k, top_p, seed, batch_size, drop_loops
+        max_new_tokens,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        batch_size,
+        drop_loops,
+        prompt_format,  # type: ignore[arg-type]
     )
     check_output(output, is_resumed=resume)
     records = read_records(prompts, split, check_prompt)[:limit]
@@ -86,6 +94,16 @@ def write(run: Regeneration) -> None:
     stderr.print(
         f"{run.output}: {counts['written']} of {run.num_records} records written, "
         f"{counts['unfinished']} of them cut at --max-new-tokens; left out: "
-        f"{counts['too_long']} too long for the context, {counts['loops']} loops",
+        f"{counts['too_long']} too long for the context, {counts['loops']} loops, "
+        f"{counts['refused']} refused by the prompt format",
         soft_wrap=True,
     )
+    if run.refusal:
+        stderr.print(f"the first one refused: {run.refusal}", soft_wrap=True)
+    if counts["empty"]:
+        hint = "" if run.format == "chat" else "; for a chat model, use --format chat"
+        stderr.print(
+            f"warning: {counts['empty']} of {counts['written']} responses are empty (prompts were "
+            f"given in the format {run.format}{hint})",
+            soft_wrap=True,
+        )

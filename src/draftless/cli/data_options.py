@@ -29,6 +29,15 @@ Prompts = Annotated[
 Output = Annotated[Path, _option(_DATA, "FILE.jsonl; FILE.provenance.json stands beside it.")]
 Split = Annotated[str, _option(_DATA, "Part of a folder or dataset.")]
 Limit = Annotated[int | None, _option(_DATA, "The first so many records.", min=1)]
+PromptFormat = Annotated[
+    str,
+    _option(
+        _DATA,
+        "plain: the text itself; chat: the chat template; auto: as the checkpoint was trained, else chat "
+        "where there is a template.",
+        "--format",
+    ),
+]
 DropLoops = Annotated[
     bool,
     _option(

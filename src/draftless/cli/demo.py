@@ -1,13 +1,15 @@
-"""`draftless demo`: the same prompts plain and with every drafter, side by side."""
+"""`draftless demo`: the same questions plain and with every drafter, side by side."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
-import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,24 +18,25 @@ from rich.table import Table
 from rich.text import Text
 
 from draftless.cli import options
-from draftless.cli.common import load_model, model_name, progress_bar
+from draftless.cli.common import load_model, model_name, note, phases
+from draftless.cli.encodings import standard_output
+from draftless.cli.requests import Asked, PromptFormatting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from draftless import Chunk, Draftless, Output, SamplingParams
 
 PLAIN = "none"
-LABELS = {
-    "none": "plain decoding",
-    "auto": "all sources",
-    "prompt-lookup": "prompt lookup",
-    "recycling": "Token Recycling",
-    "tr-jacobi": "TR-Jacobi",
-    "sdsat": "SDSAT",
-    "layer-skip": "layer skipping",
-    "knn-ssd": "KNN-SSD",
-}
+DEMO_MODEL = "smollm2-135m"
+"""The model of the demo where `models/` holds it and the environment names no other one."""
+
+EMBEDDED = "embedded"
+ALWAYS_SHOWN = (PLAIN, "auto", "prompt-lookup", "recycling")
+"""Drafters that need no training; others are shown for a checkpoint that was trained for them."""
+
+MOST_REPEATS = 3
+ENOUGH_S = 30.0
+"""Seconds after which no further repetition begins, unless their number was given."""
+
 _ROUTED = "skip "  # begins the source of a draft whose skip set was chosen for the request
 
 
@@ -62,6 +65,7 @@ class Run:
 
 
 Runs = dict[str, Run]  # by drafter, plain decoding first
+Prompts = Sequence[Mapping[str, str]]
 
 
 def demo(  # noqa: PLR0913 - the command line is derived from the signature
@@ -69,8 +73,9 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     max_new_tokens: options.MaxNewTokens = 64,
     temperature: options.Temperature = 0.0,
     seed: options.Seed = 0,
-    repeats: options.Repeats = 3,
+    repeats: options.Repeats = None,
     as_json: options.AsJson = False,
+    threads: options.DemoThreads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     compile: options.CompileHere = None,
@@ -78,9 +83,9 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
 ) -> None:
     """Show that drafting changes the time and not the text.
 
-    Writes answers to real prompts of several domains, held out from training, with plain decoding
-    and with every drafter that the model can use. Runs take turns and repeat; the median counts. The
-    sources of the prompts stand in `assets/demo/SOURCES.md`.
+    Answers questions plainly (none) and with every drafter that the model can use. Runs take turns
+    and repeat; the median counts. Without MODEL: models/smollm2-135m if it is there, else the model
+    that ships with Draftless; the environment variable DEMO_MODEL names another one, or embedded.
 
     [bold]Examples[/bold]
 
@@ -91,53 +96,114 @@ def demo(  # noqa: PLR0913 - the command line is derived from the signature
     from draftless import SamplingParams
 
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    chosen = model or find_model()
     plain = load_model(
-        model, dtype=dtype, device=device, drafter=PLAIN, compile=compile, strict=strict
-    )
-    prompts = read_prompts()
-    measured = measure(plain, [prompt["prompt"] for prompt in prompts], params, repeats)
-    if as_json:
-        result = as_object(prompts, measured, model=model_name(model))
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-        return
+        chosen, threads=threads, dtype=dtype, device=device, drafter=PLAIN, compile=compile,
+        strict=strict,
+    )  # fmt: skip
+    prompts = read_prompts(plain.has_chat_template)
     console = Console(highlight=False)
-    for prompt, runs in zip(prompts, measured, strict=True):
-        show(console, prompt, runs)
+    standard_output()
+
+    def show_answer(prompt: Mapping[str, str], output: Output) -> None:
+        if not as_json:
+            show(console, prompt, output)
+
+    measured = measure(plain, prompts, params, repeats, show_answer)
+    if as_json:
+        result = as_object(prompts, measured, model=model_name(chosen))
+        standard_output().write(json.dumps(result) + "\n")
+        return
+    console.print(speed_ups(prompts, measured))
     if any(routes(run) for runs in measured for run in runs.values()):
-        note = "In brackets: whose skip set the prompt was given, by its nearest anchor."
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        legend = "In brackets: whose skip set the prompt was given, by its nearest anchor."
+        console.print(Text(legend, style="dim"), soft_wrap=True)
+    if not all(is_identical(runs, name) for runs in measured for name in runs):
+        console.print(Text(f"*: other ids than {PLAIN}", style="dim"))
+    console.print()
+    console.print(summary(measured))
+    console.print()
     console.print(Text(verdict(measured), style="bold"), soft_wrap=True)
 
 
-def read_prompts() -> list[dict[str, str]]:
+def find_model() -> str | None:
+    """The model that the demo shows; None is the embedded one, and a line says so."""
+    wanted = os.environ.get("DEMO_MODEL") or DEMO_MODEL
+    if wanted == EMBEDDED:
+        return None
+    for path in (Path("models") / wanted, Path(wanted)):
+        if path.exists():
+            return str(path)
+    if "/" in wanted:  # a name on the hub
+        return wanted
+    note(
+        f"{Path('models') / wanted} is not there, so this is the small model that ships with "
+        "Draftless; make real-models fetches pretrained ones"
+    )
+    return None
+
+
+def read_prompts(is_chat: bool = False) -> list[dict[str, str]]:
     """The packaged prompts: `id`, `domain`, `prompt` and `source`."""
-    source = files("draftless") / "assets" / "demo" / "prompts.jsonl"
+    name = "questions.jsonl" if is_chat else "prompts.jsonl"
+    source = files("draftless") / "assets" / "demo" / name
     return [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
 
 
+def shown_drafters(model: Draftless) -> list[str]:
+    """The drafters that are compared."""
+    trained = model.manifest.methods if model.manifest else {}
+    return [name for name in model.drafters if name in ALWAYS_SHOWN or name in trained]
+
+
 def measure(
-    model: Draftless, prompts: Sequence[str], params: SamplingParams, repeats: int
+    model: Draftless,
+    prompts: Prompts,
+    params: SamplingParams,
+    repeats: int | None,
+    on_answer: Callable[[Mapping[str, str], Output], None],
 ) -> list[Runs]:
     """Run every prompt with every drafter, taking turns so that other load hits all alike.
 
     Each repetition has new drafters: one that remembers must not meet its own answers.
+
+    Args:
+        model: with any drafter.
+        prompts: as `read_prompts` gives them.
+        params: of all runs.
+        repeats: how often; None is up to `MOST_REPEATS`, as time allows.
+        on_answer: called with every prompt and its plain output when it was answered first.
     """
-    names = model.drafters
-    for name in names:  # the first call pays for things that later ones do not
-        model.with_drafter(name).generate(prompts[0], params)
+    names = shown_drafters(model)
+    encoded = [PromptFormatting().encode(model, Asked(one["prompt"])) for one in prompts]
+    with phases("first passes, which pay for what later ones do not"):
+        few = replace(params, max_new_tokens=min(8, params.max_new_tokens))
+        for name in names:
+            model.with_drafter(name).generate(encoded[0], few)
     measured: list[Runs] = [{} for _ in prompts]
-    with progress_bar() as progress:
-        task = progress.add_task("Generating", total=repeats * len(prompts) * len(names))
-        for _ in range(repeats):
-            models = {name: model.with_drafter(name) for name in names}
-            for prompt, runs in zip(prompts, measured, strict=True):
-                for name, model in models.items():
-                    started = time.perf_counter()
-                    chunks = list(model.stream(prompt, params))
-                    seconds = time.perf_counter() - started
-                    runs.setdefault(name, as_run(chunks)).seconds.append(seconds)
-                    progress.advance(task)
+    started = time.perf_counter()
+    for repetition in range(repeats or MOST_REPEATS):
+        if repeats is None and repetition and time.perf_counter() - started > ENOUGH_S:
+            break
+        models = {name: model.with_drafter(name) for name in names}
+        for number, (prompt, ids, runs) in enumerate(zip(prompts, encoded, measured, strict=True)):
+            phrase = f"repetition {repetition + 1}: prompt {number + 1} of {len(prompts)}"
+            with phases(phrase):
+                for name, drafting in models.items():
+                    run_once(drafting, ids, params, runs, name)
+            if repetition == 0:
+                on_answer(prompt, runs[PLAIN].output)
     return measured
+
+
+def run_once(
+    model: Draftless, ids: list[int], params: SamplingParams, runs: Runs, name: str
+) -> None:
+    """One timed answer."""
+    started = time.perf_counter()
+    chunks = list(model.stream(ids, params))
+    seconds = time.perf_counter() - started
+    runs.setdefault(name, as_run(chunks)).seconds.append(seconds)
 
 
 def as_run(chunks: Sequence[Chunk]) -> Run:
@@ -160,28 +226,49 @@ def speed_up(runs: Runs, name: str) -> float:
     return runs[name].tokens_per_second / runs[PLAIN].tokens_per_second
 
 
-def show(console: Console, prompt: Mapping[str, str], runs: Runs) -> None:
-    """One prompt: its text, and a line for each drafter."""
-    from draftless.bench.near_ties import first_difference
-
-    body = Text.assemble((prompt["prompt"] + "\n", "dim"), runs[PLAIN].output.text)
+def show(console: Console, prompt: Mapping[str, str], output: Output) -> None:
+    """One prompt and its answer."""
+    is_cut = output.finish_reason == "length"
+    body = Text.assemble((prompt["prompt"] + "\n\n", "dim"), output.text, " ..." if is_cut else "")
     console.print(Panel(body, title=Text(prompt["domain"]), title_align="left"))
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("", "same ids", "tokens/step", "tokens/s", "speed-up"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name, run in runs.items():
-        same_until = first_difference(run.output.token_ids, runs[PLAIN].output.token_ids)
-        same = "yes" if same_until is None else f"up to {same_until}"
-        route = f" ({', '.join(routes(run))})" if routes(run) else ""
+
+
+def speed_ups(prompts: Prompts, measured: Sequence[Runs]) -> Table:
+    """For each prompt the tokens/s of plain decoding and what each drafter makes of them."""
+    table = _table("tokens/s", *measured[0])
+    for prompt, runs in zip(prompts, measured, strict=True):
+        cells = [f"{runs[PLAIN].tokens_per_second:.0f}"]
+        for name, run in list(runs.items())[1:]:
+            route = f" ({', '.join(routes(run))})" if routes(run) else ""
+            other = "" if is_identical(runs, name) else " *"
+            cells.append(f"{speed_up(runs, name):.2f}x{route}{other}")
+        table.add_row(prompt["domain"], *cells)
+    return table
+
+
+def summary(measured: Sequence[Runs]) -> Table:
+    """One line for each drafter over all prompts."""
+    table = _table("drafter", "tokens/s", "speed-up", "mean acceptance length", "identical ids")
+    for name in measured[0]:
+        total = totals(measured, name)
+        is_all = total["num_identical"] == total["num_prompts"]
+        same = "yes" if is_all else f"{total['num_identical']} of {total['num_prompts']}"
         table.add_row(
-            LABELS[name] + route,
+            name,
+            f"{total['tokens_per_second']:.0f}",
+            "-" if name == PLAIN else f"{total['speed_up']:.2f}x",
+            f"{total['acceptance_length']:.2f}",
             "-" if name == PLAIN else same,
-            f"{run.output.stats.acceptance_length:.2f}",
-            f"{run.tokens_per_second:.0f}",
-            "-" if name == PLAIN else f"{speed_up(runs, name):.2f}x",
         )
-    console.print(table)
-    console.print()
+    return table
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(box=None, padding=(0, 1))
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
 
 
 def totals(measured: Sequence[Runs], name: str) -> dict[str, Any]:
@@ -206,25 +293,20 @@ def verdict(measured: Sequence[Runs]) -> str:
     drafters = [name for name in measured[0] if name != PLAIN]
     same = sum(all(is_identical(runs, name) for name in drafters) for runs in measured)
     count = len(measured)
-    identity = "All drafters wrote the same ids as plain decoding on "
+    identity = f"All drafters wrote the same ids as {PLAIN} on "
     if same == count:
         identity += f"all {count} prompts"
     else:
-        identity += (
-            f"{same} of {count} prompts "
-            "(half precision rounds near-ties differently; --strict does not)"
-        )
+        identity += f"{same} of {count} prompts (half precision rounds near-ties differently)"
     best = max(drafters, key=lambda name: totals(measured, name)["speed_up"])
     total = totals(measured, best)
     return (
-        f"{identity}. The fastest, {LABELS[best]}, had {total['speed_up']:.2f}x its speed "
-        f"({total['acceptance_length']:.2f} tokens per step)."
+        f"{identity}. The fastest, {best}, had {total['speed_up']:.2f}x its speed "
+        f"(mean acceptance length {total['acceptance_length']:.2f})."
     )
 
 
-def as_object(
-    prompts: Sequence[Mapping[str, str]], measured: Sequence[Runs], *, model: str
-) -> dict[str, Any]:
+def as_object(prompts: Prompts, measured: Sequence[Runs], *, model: str) -> dict[str, Any]:
     """The object of `--json`."""
     results = [
         {

@@ -1,227 +1,204 @@
-"""`draftless generate`: one prompt, streamed."""
+"""`draftless generate`: one prompt or several, streamed."""
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
+import typer
 
-from draftless.cli import options
-from draftless.cli.common import (
-    drafter_name,
-    load_model,
-    model_name,
-    progress_bar,
-    read_text,
-    stderr,
-)
-from draftless.errors import ConfigError, InputError
+from draftless.cli import answers, options
+from draftless.cli import generate_options as own
+from draftless.cli.answers import Answer, Show, write_chunks
+from draftless.cli.common import drafter_name, load_model, model_name, note
+from draftless.cli.encodings import standard_output
+from draftless.cli.requests import Asked, PromptFormatting, Sampling, read_prompts
+from draftless.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from draftless import Draftless, SamplingParams
 
-    from draftless import Chunk, Draftless, Output
-    from draftless.prompts import Message
-
-DRAFT_STYLES = ("bold green", "bold cyan")
-"""Accepted drafts take turns between these, so that the borders of tokens are seen."""
-
-STAGES = ("prefill", "propose", "forward", "verify", "commit")
+__all__ = ["generate", "write_chunks"]
 
 
 def generate(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    prompt: options.Prompt = None,
-    prompt_file: options.PromptFile = None,
-    chat: options.Chat = None,
-    max_new_tokens: options.MaxNewTokens = 128,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
+    prompt: own.Prompt = None,
+    prompt_file: own.PromptFile = None,
+    chat: own.Chat = None,
+    prompts: own.Prompts = None,
+    raw: own.Raw = False,
+    system: own.System = None,
+    max_new_tokens: own.MaxNewTokens = None,
+    min_new_tokens: own.MinNewTokens = None,
+    ignore_eos: own.IgnoreEos = None,
+    temperature: own.Temperature = None,
+    top_k: own.TopK = None,
+    top_p: own.TopP = None,
+    min_p: own.MinP = None,
+    repetition_penalty: own.RepetitionPenalty = None,
+    seed: own.Seed = None,
+    stop: own.Stop = None,
+    model_defaults: own.ModelDefaults = False,
     drafter: options.Drafter = None,
     budget: options.Budget = None,
-    show_drafts: options.ShowDrafts = False,
-    as_json: options.AsJson = False,
+    drafter_option: own.DrafterOption = None,
+    show_drafts: own.ShowDrafts = False,
+    as_json: own.AsJson = False,
+    threads: own.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.Compile = False,
+    compile: options.CompileHere = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:
-    """Generate text from a prompt.
+    """Generate text from a prompt, in the chat template of a model that has one.
 
-    The text is the same with every drafter; only the time differs.
+    The drafter changes the time, not the text.
 
     [bold]Examples[/bold]
 
-        draftless generate --prompt "Once upon a time" --show-drafts
+        draftless generate ./my-model --prompt "Why is the sky blue?" --system "Be brief."
         draftless generate --prompt "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 7
-        draftless generate --prompt-file question.txt --drafter none --json
-        echo "Once upon a time" | draftless generate --prompt-file -
-        draftless generate ./my-model --chat messages.json --stop "User:"
+        draftless generate ./my-model --raw --prompt-file story.txt --drafter none --json
+        echo "Once upon a time" | draftless generate --show-drafts
     """
     if show_drafts and as_json:
         raise ConfigError("--show-drafts is for people and --json for machines; choose one")
-    request = read_prompt(prompt, prompt_file, chat)
-    from draftless import SamplingParams
-
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-        min_p=min_p, seed=seed, stop=stop or (),
-    )  # fmt: skip
+    formatting = PromptFormatting(raw, system)
+    asked = read_prompts(prompt, prompt_file, chat, prompts)
+    formatting.check(asked)
+    sampling = sampling_of(locals(), model_defaults)
+    chosen = drafter_options(drafter, budget, drafter_option)
     loaded = load_model(
-        model, dtype=dtype, device=device, drafter=drafter, compile=compile, strict=strict, int8=int8
+        model, threads=threads, dtype=dtype, device=device, drafter=drafter, compile=compile,
+        strict=strict, int8=int8,
     )  # fmt: skip
-    if budget is not None:
-        loaded = with_budget(loaded, budget)
-    chunks = loaded.stream(request, params)
-    if as_json:
-        output = await_output(chunks, max_new_tokens)
-        result = as_object(output, drafter=drafter_name(loaded), model=model_name(model))
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-        return
-    output = show_chunks(chunks, loaded.tokenizer) if show_drafts else write_chunks(chunks)
-    stderr.print(Text(summary(output, drafter_name(loaded)), style="dim"), soft_wrap=True)
+    loaded = with_options(loaded, budget, chosen)
+    run = _Run(loaded, formatting, sampling, show_drafts, as_json, model_name(model))
+    run.answer_all(asked)
 
 
-def with_budget(loaded: Draftless, budget: int) -> Draftless:
-    """The same model and drafter with a limit to its trees; `auto` plans below it."""
+_SAMPLING_FIELDS = (
+    "max_new_tokens", "min_new_tokens", "ignore_eos", "temperature", "top_k", "top_p", "min_p",
+    "repetition_penalty", "seed", "stop",
+)  # fmt: skip
+
+
+def sampling_of(
+    arguments: Mapping[str, Any], uses_model_defaults: bool, max_new_tokens: int = 128
+) -> Sampling:
+    """The sampling that a command's arguments name.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    given = {name: arguments[name] for name in _SAMPLING_FIELDS if name in arguments}
+    given = {name: value for name, value in given.items() if value is not None and value != []}
+    return Sampling(given, max_new_tokens, uses_model_defaults)
+
+
+def drafter_options(
+    drafter: str | None, budget: int | None, options: Sequence[str] | None
+) -> dict[str, Any]:
+    """Options of a drafter from `NAME=VALUE`, checked as far as that goes without a model.
+
+    Raises:
+        ConfigError: one has another form, is given twice, or is unknown to the named drafter.
+    """
+    from draftless.cli.bench_methods import read_value
+
+    chosen: dict[str, Any] = {}
+    for option in options or ():
+        name, equals, text = option.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (equals and name and text):
+            raise ConfigError(
+                f"--drafter-option must be NAME=VALUE, such as top_k=4, got {option!r}"
+            )
+        if name in chosen:
+            raise ConfigError(f"--drafter-option {name} is given twice; leave one out")
+        chosen[name] = read_value(text)
+    if drafter is not None and (chosen or budget is not None):
+        from draftless.drafters.registry import check_options
+
+        check_options(drafter, _with_budget(drafter, budget, chosen))
+    return chosen
+
+
+def _with_budget(drafter: str, budget: int | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """`auto` plans below its limit, under another name."""
+    if budget is None:
+        return dict(chosen)
+    name = "max_width" if drafter == "auto" else "budget"
+    if name in chosen:
+        raise ConfigError(f"--budget and --drafter-option {name} are the same; leave one out")
+    return {**chosen, name: budget}
+
+
+def with_options(loaded: Draftless, budget: int | None, chosen: Mapping[str, Any]) -> Draftless:
+    """The same model and drafter with options and a limit to its trees."""
+    if budget is None and not chosen:
+        return loaded
     name = drafter_name(loaded)
-    return loaded.with_drafter(name, {"max_width" if name == "auto" else "budget": budget})
+    return loaded.with_drafter(name, _with_budget(name, budget, chosen))
 
 
-def read_prompt(
-    prompt: str | None, prompt_file: Path | None, chat: Path | None
-) -> str | list[Message]:
-    """The one prompt that was given: text or chat messages.
+@dataclass(frozen=True)
+class _Run:
+    """A loaded model and what is done with its prompts."""
 
-    Raises:
-        InputError: if there is none or more than one, or a file that cannot be read.
-    """
-    if (prompt is not None) + (prompt_file is not None) + (chat is not None) != 1:
-        raise InputError('give one of --prompt "TEXT", --prompt-file FILE and --chat FILE')
-    if prompt is not None:
-        return prompt
-    if prompt_file is not None:
-        return read_text(prompt_file)
-    assert chat is not None
-    return read_messages(read_text(chat), str(chat))
+    loaded: Draftless
+    formatting: PromptFormatting
+    sampling: Sampling
+    shows_drafts: bool
+    as_json: bool
+    model: str
 
+    def answer_all(self, asked: Sequence[Asked]) -> None:
+        """Answer one prompt after another; Ctrl-C ends with code 130."""
+        encoded = [self.formatting.encode(self.loaded, one) for one in asked]
+        params = [self.sampling.params(self.loaded, len(ids)) for ids in encoded]
+        format_words = self.formatting.describe(self.loaded, asked[0])
+        note(f"{self.sampling.describe(params[0])}; {format_words}")
+        if self.shows_drafts:
+            answers.explain_colours()
+        for index, (one, ids, its_params) in enumerate(zip(asked, encoded, params, strict=True)):
+            if len(asked) > 1 and not self.as_json:
+                note(f"{'' if index == 0 else chr(10)}{one.place}")
+            answer = self._answer(ids, its_params)
+            self._conclude(answer, one, index if len(asked) > 1 else None)
+            if answer.is_cancelled:
+                raise typer.Exit(130)
 
-def read_messages(source: str, name: str) -> list[Message]:
-    """Chat messages from JSON text.
+    def _answer(self, ids: list[int], params: SamplingParams) -> Answer:
+        chunks = self.loaded.stream(ids, params)
+        assert params.seed is not None
+        show: Show | None = answers.write_chunk
+        if self.as_json:
+            show = None
+        elif self.shows_drafts:
+            show = answers.painting(self.loaded.tokenizer)
+        return answers.follow(chunks, show, seed=params.seed, prompt_len=len(ids))
 
-    Raises:
-        InputError: if it is no list of objects with `role` and `content`.
-    """
-    from draftless.prompts import check_messages
+    def _conclude(self, answer: Answer, asked: Asked, index: int | None) -> None:
+        name = drafter_name(self.loaded)
+        if self.as_json:
+            result = answers.as_object(answer, drafter=name, model=self.model)
+            place = {} if index is None else {"index": index, **asked.kept}
+            stream = standard_output()
+            is_unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
+            stream.write(json.dumps({**place, **result}, ensure_ascii=not is_unicode) + "\n")
+            stream.flush()
+        else:
+            answers.end_line()
+            note(answers.summary(answer, name))
+        is_short = len(answer.token_ids) <= 1 and answer.finish_reason == "stop"
+        if is_short and isinstance(asked.prompt, str) and self._has_unused_template():
+            note("hint: a chat model, and its chat template was not applied; leave --raw out")
 
-    try:
-        messages = json.loads(source)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name} is not JSON: {error}") from error
-    return check_messages(messages, name)
-
-
-def await_output(chunks: Iterable[Chunk], num_tokens: int) -> Output:
-    """Wait for the last chunk, with a bar for who is watching."""
-    last: Chunk | None = None
-    with progress_bar() as progress:
-        task = progress.add_task("Generating", total=num_tokens)
-        for last in chunks:
-            progress.advance(task, len(last.token_ids))
-    assert last is not None and last.output is not None
-    return last.output
-
-
-def write_chunks(chunks: Iterable[Chunk]) -> Output:
-    """Write text as it becomes certain."""
-    last: Chunk | None = None
-    for last in chunks:
-        sys.stdout.write(last.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    assert last is not None and last.output is not None
-    return last.output
-
-
-def show_chunks(chunks: Iterable[Chunk], tokenizer: Any) -> Output:
-    """Write text as it becomes certain, with the accepted drafts coloured."""
-    stderr.print(
-        Text.assemble(
-            ("accepted drafts look ", "dim"), ("like ", DRAFT_STYLES[0]), ("this", DRAFT_STYLES[1]),
-            ("; the rest are the tokens that the target had to draw itself\n", "dim"),
-        )
-    )  # fmt: skip
-    console = Console(highlight=False)
-    painter = DraftPainter(tokenizer)
-    last: Chunk | None = None
-    for last in chunks:
-        console.print(painter.paint(last), end="", soft_wrap=True)
-    console.print()
-    assert last is not None and last.output is not None
-    return last.output
-
-
-class DraftPainter:
-    """Finds which characters of a stream come from accepted drafts.
-
-    Text lags behind ids (unfinished characters, beginnings of stop strings), so the styles of
-    characters wait here until the stream shows them.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        from draftless.engine.stops import TextDecoder
-
-        self._decoder = TextDecoder(tokenizer)
-        self._waiting: list[str] = []  # one style per character
-        self._num_drafts = 0
-
-    def paint(self, chunk: Chunk) -> Text:
-        """The chunk's text with its styles; brackets in it are text, not markup."""
-        for index, token_id in enumerate(chunk.token_ids):
-            style = ""
-            if index < chunk.num_accepted_tokens:
-                style = DRAFT_STYLES[self._num_drafts % len(DRAFT_STYLES)]
-                self._num_drafts += 1
-            self._waiting += [style] * len(self._decoder.push([token_id]))
-        shown, self._waiting = self._waiting[: len(chunk.text)], self._waiting[len(chunk.text) :]
-        shown += [""] * (len(chunk.text) - len(shown))
-        return Text.assemble(*zip(chunk.text, shown, strict=True))
-
-
-def summary(output: Output, drafter: str) -> str:
-    """One line for people."""
-    stats = output.stats
-    drafts = f", {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts accepted"
-    return (
-        f"{drafter}: {len(output.token_ids)} tokens in {stats.num_steps} steps, "
-        f"{stats.acceptance_length:.2f} per step{drafts if stats.num_draft_tokens else ''}; "
-        f"{stats.tokens_per_second:.0f} tokens/s; ended by {output.finish_reason}; "
-        f"seed {output.seed}"
-    )
-
-
-def as_object(output: Output, *, drafter: str, model: str) -> dict[str, Any]:
-    """The object of `--json`; its keys are a public contract."""
-    stats = output.stats.as_dict()
-    time_s = dict(output.stats.time_s)
-    # The drafter's time is one number here: proposing, and learning from what became of it.
-    time_s["propose"] = time_s.get("propose", 0.0) + time_s.pop("observe", 0.0)
-    stats["time_s"] = {stage: time_s.get(stage, 0.0) for stage in STAGES}
-    return {
-        "text": output.text,
-        "token_ids": list(output.token_ids),
-        "finish_reason": output.finish_reason,
-        "stats": stats,
-        "seed": output.seed,
-        "drafter": drafter,
-        "model": model,
-    }
+    def _has_unused_template(self) -> bool:
+        has_one = bool(getattr(self.loaded.tokenizer, "chat_template", None))
+        return has_one and not self.formatting.uses_template(self.loaded)

@@ -12,7 +12,6 @@ def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
-_PROMPT = "Prompt (one of these)"
 _SAMPLING = "Sampling"
 _DRAFTING = "Drafting"
 _OUTPUT = "Output"
@@ -30,15 +29,6 @@ Model = Annotated[
     ),
 ]
 
-Prompt = Annotated[str | None, _option(_PROMPT, "The prompt.", "--prompt", "-p")]
-PromptFile = Annotated[
-    Path | None, _option(_PROMPT, "Read the prompt from a file; - is standard input.")
-]
-Chat = Annotated[
-    Path | None,
-    _option(_PROMPT, 'Read chat messages from a JSON file: [{"role": "user", "content": "..."}].'),
-]
-
 MaxNewTokens = Annotated[int, _option(_SAMPLING, "Most tokens to generate.")]
 Temperature = Annotated[float, _option(_SAMPLING, "0 is greedy.")]
 TopK = Annotated[int, _option(_SAMPLING, "Keep the k most likely tokens; 0 keeps all.")]
@@ -47,9 +37,6 @@ MinP = Annotated[float, _option(_SAMPLING, "Drop tokens below this share of the 
 Seed = Annotated[
     int | None,
     _option(_SAMPLING, "Same seed, same text, with any drafter. Default: a new one, reported."),
-]
-Stop = Annotated[
-    list[str] | None, _option(_SAMPLING, "End before this text; may be given several times.")
 ]
 
 Drafter = Annotated[
@@ -65,7 +52,6 @@ Budget = Annotated[
     _option(_DRAFTING, "Most nodes of a draft tree. Default: what pays on this machine."),
 ]
 
-ShowDrafts = Annotated[bool, _option(_OUTPUT, "Colour accepted draft tokens.", "--show-drafts")]
 AsJson = Annotated[bool, _option(_OUTPUT, "Print one JSON object and nothing else.", "--json")]
 
 Dtype = Annotated[
@@ -102,7 +88,25 @@ Int8 = Annotated[
     bool,
     _option(_MACHINE, "Round the weights to what int8 holds; half the memory, compiled.", "--int8"),
 ]
-Repeats = Annotated[int, _option(_MACHINE, "Timed runs of each; the median counts.", min=1)]
+Repeats = Annotated[
+    int | None,
+    _option(
+        _MACHINE,
+        "Timed runs of each; the median counts. Default: up to 3 in half a minute.",
+        min=1,
+        show_default=False,
+    ),
+]
+DemoThreads = Annotated[
+    int | None,
+    _option(
+        _MACHINE,
+        "Threads of the CPU. Default: chosen by torch.",
+        "--threads",
+        min=1,
+        show_default=False,
+    ),
+]
 
 # draftless train
 StartModel = Annotated[str | None, _option(_RUN, "Folder or hub id to start from.")]
@@ -130,6 +134,17 @@ Lora = Annotated[
     bool | None, _option(_RUN, "Train low-rank adapters, merged at the end.", "--lora")
 ]
 Resume = Annotated[bool, _option(_RUN, "Go on from the newest complete checkpoint.", "--resume")]
+SaveEvery = Annotated[
+    int | None, _option(_RUN, "Steps between checkpoints. Default: one every ten minutes.")
+]
+TrainFormat = Annotated[
+    str | None,
+    _option(
+        _RUN,
+        "plain, chat, or auto: as the checkpoint was trained, else the chat template where there is one.",
+        "--format",
+    ),
+]
 NoiseMode = Annotated[
     str | None,
     _option(

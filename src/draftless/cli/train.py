@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +54,8 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
     dtype: options.TrainDtype = None,
     seed: options.TrainSeed = None,
     lora: options.Lora = None,
+    prompt_format: options.TrainFormat = None,
+    save_every: options.SaveEvery = None,
     preview: options.Preview = 0,
     resume: options.Resume = False,
 ) -> None:
@@ -74,6 +78,7 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
         "noise_length": noise_length, "noise_source": noise_source, "clean_share": clean_share,
         "block_targets": block_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
         "layer_dropout": layer_dropout, "dtype": dtype, "seed": seed, "lora": lora,
+        "format": prompt_format, "save_every": save_every,
     }  # fmt: skip
     _run(preset, config, flags, preview=preview, resume=resume)
 
@@ -106,6 +111,8 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
     dtype: options.TrainDtype = None,
     seed: options.TrainSeed = None,
     lora: options.Lora = None,
+    prompt_format: options.TrainFormat = None,
+    save_every: options.SaveEvery = None,
     preview: options.Preview = 0,
     resume: options.Resume = False,
 ) -> None:
@@ -131,6 +138,7 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
         "block_targets": block_targets, "noise_length": noise_length, "batch_size": batch_size,
         "lr": lr, "max_length": max_length, "layer_dropout": layer_dropout, "attention": attention,
         "dtype": dtype, "seed": seed, "lora": lora,
+        "format": prompt_format, "save_every": save_every,
     }  # fmt: skip
     _run(preset, config, flags, preview=preview, resume=resume, defaults=_SDSAT)
 
@@ -157,15 +165,56 @@ def _run(
     if preview:
         _show_samples(run, preview)
         return
-    from draftless.training.trainer import train as train_run
-
     is_main = os.environ.get("RANK", "0") == "0"
     if is_main:
         _show_run(run)
-    metrics = train_run(run, resume=resume, callbacks=_progress() if is_main else [])
+        if resume:
+            _show_resumed(chosen.output)
+    metrics = _train(run, resume=resume, is_main=is_main)
     if is_main:
         stderr.print(Text(f"Saved to {chosen.output}", style="bold"))
         typer.echo(json.dumps({"output": chosen.output, **metrics}))
+
+
+def _train(run: Run, *, resume: bool, is_main: bool) -> dict[str, float]:
+    """Train; Ctrl-C ends it with a checkpoint and the command that goes on."""
+    from draftless.training.saving import TrainingInterrupted
+    from draftless.training.trainer import train
+
+    def say(text: str) -> None:
+        if is_main:
+            stderr.print(text, soft_wrap=True)
+
+    try:
+        return train(
+            run,
+            resume=resume,
+            callbacks=_progress(run) if is_main else [],
+            on_interrupt=lambda: say(
+                "stopping after this step, to save it; Ctrl-C again stops at once"
+            ),
+        )
+    except TrainingInterrupted as stopped:
+        command = [Path(sys.argv[0]).name, *sys.argv[1:], *(() if resume else ("--resume",))]
+        say(f"stopped at step {stopped.step}, which is saved; to go on: {shlex.join(command)}")
+        raise
+    except KeyboardInterrupt:
+        say("stopped; what was done since the newest checkpoint is lost")
+        raise
+
+
+def _show_resumed(output: str) -> None:
+    """What `--resume` goes on from."""
+    from draftless.training.checkpoint import checkpoints, step_of
+
+    folder = Path(output) / "checkpoints"
+    found = checkpoints(folder)
+    stderr.print(
+        f"going on from step {step_of(found[0])}"
+        if found
+        else f"--resume: {folder} has no complete checkpoint; training begins anew",
+        soft_wrap=True,
+    )
 
 
 def _prepare(config: Any) -> Run:
@@ -178,19 +227,28 @@ def _prepare(config: Any) -> Run:
     from draftless.training.trainer import prepare
 
     logging.disable_progress_bar()
-    # Both are so on purpose: the head never says an adaptive token, and checkpoints hold its row.
+    # On purpose: the head never emits an adaptive token, so that its row need not be tied.
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-    warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+    # A matter between peft and transformers.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     with stderr.status("Reading data and model ..."):
         return prepare(config)
 
 
 def _show_run(run: Run) -> None:
-    skipped = run.num_records - run.num_documents
+    from draftless.training.data import describe_reasons
+
     stderr.print(
-        f"{run.num_documents} documents ({skipped} records without a response in reach), "
-        f"{len(run.held)} of them held back; {len(run.train)} rows"
+        f"{run.num_documents} documents, {len(run.held)} of them held back; {len(run.train)} rows; "
+        f"prompt format {run.prompt_format.kind}",
+        soft_wrap=True,
     )
+    if run.left_out:
+        stderr.print(
+            f"{sum(run.left_out.values())} of {run.num_records} records are left out: "
+            f"{describe_reasons(run.left_out)}",
+            soft_wrap=True,
+        )
     if run.config.layer_dropout:
         stderr.print(
             f"layer dropout: up to {run.config.layer_dropout:.0%} of the steps, in the last layer"
@@ -202,7 +260,8 @@ def _show_run(run: Run) -> None:
         )
     if run.adaptive_ids:
         ids = ", ".join(map(str, run.adaptive_ids))
-        what = "their rows alone are trained" if run.config.frozen else "all weights are trained"
+        alone = "their rows alone are trained, so the clean loss cannot change"
+        what = alone if run.config.frozen else "all weights are trained"
         stderr.print(
             f"adaptive ids {ids}: {shares['adaptive']:.1%} adaptive tokens per response token; "
             + ("adapters and rows are trained" if run.config.lora else what)
@@ -266,7 +325,7 @@ def _show_samples(run: Run, count: int) -> None:
         stderr.print(f"{names}; the text that follows is {how}")
 
 
-def _progress() -> Sequence[Any]:
+def _progress(run: Run) -> Sequence[Any]:
     """A progress bar with the loss, and a table line per evaluation."""
     from rich.progress import (
         BarColumn,
@@ -302,7 +361,9 @@ def _progress() -> Sequence[Any]:
             if "loss" in logs:
                 self._bar.update(self._task, description=f"loss {logs['loss']:.3f}")
             elif "eval_clean_loss" in logs:
-                self._bar.console.print(_evaluation_line(state.global_step, logs))
+                self._bar.console.print(
+                    _evaluation_line(state.global_step, logs, is_frozen=run.config.frozen)
+                )
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self._bar.stop()
@@ -310,10 +371,11 @@ def _progress() -> Sequence[Any]:
     return [Bar()]
 
 
-def _evaluation_line(step: int, logs: dict[str, float]) -> Table:
+def _evaluation_line(step: int, logs: dict[str, float], *, is_frozen: bool) -> Table:
     """One evaluation: clean loss, and how often the d-th token of a block predicts right."""
     table = Table.grid(padding=(0, 2))
-    cells = [f"step {step}", f"clean loss {logs['eval_clean_loss']:.4f}"]
+    fixed = " (cannot change)" if is_frozen else ""
+    cells = [f"step {step}", f"clean loss {logs['eval_clean_loss']:.4f}{fixed}"]
     for kind in ("denoising", "adaptive"):
         depths = [v for k, v in logs.items() if k.startswith(f"eval_{kind}_accuracy_")]
         if depths:

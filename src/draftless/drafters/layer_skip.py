@@ -158,7 +158,7 @@ def read_skip_file(path: str | Path) -> SkipSetting:
         ArtifactError: it is missing, damaged, or of a newer format.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         version, setting = data["format_version"], data["setting"]
         if version != SKIP_FILE_VERSION:
             raise ArtifactError(

@@ -1,13 +1,25 @@
-"""`GenerationConfig` to `SamplingParams`: every field is honoured exactly or refused by name."""
+"""`GenerationConfig` and the keywords of `transformers`' `generate` to `SamplingParams`.
+
+Every field is honoured exactly or refused by name. The rule for the checkpoint's own generation
+config: only its EOS ids count, unless the request asks for more with a `GenerationConfig`, with
+`do_sample` (either value) or with `use_model_defaults=True`. Then it gives what the request leaves
+unset, as in `transformers`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, TypeAlias
 
 from transformers import GenerationConfig
 
 from draftless.errors import ConfigError
 from draftless.params import SamplingParams
+
+Params: TypeAlias = "SamplingParams | GenerationConfig"
 
 _SAME_NAME = (
     "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
@@ -20,7 +32,7 @@ _ZERO_IS_OFF = ("epsilon_cutoff", "eta_cutoff")
 
 # Without effect on the ids that decoding returns, or ours by construction.
 _NO_EFFECT = {
-    "use_cache", "cache_config", "max_cache_len", "disable_compile", "compile_config",
+    "cache_config", "max_cache_len", "disable_compile", "compile_config",
     "pad_token_id", "bos_token_id", "decoder_start_token_id", "is_assistant", "early_stopping",
     "length_penalty", "diversity_penalty", "low_memory", "return_dict_in_generate",
     "prefill_chunk_size", "continuous_batching_config", "num_assistant_tokens",
@@ -55,7 +67,69 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_scores": ((None, False), "scores are not kept"),
     "output_logits": ((None, False), "logits are not kept"),
     "cache_implementation": ((None, "dynamic"), "the cache is ours; leave it out"),
+    "use_cache": ((None, True), "the ids are the same with a cache; leave it out"),
+    "assistant_model": ((None,), "use a Draftless drafter instead"),
+    "custom_generate": ((None,), "use a Draftless drafter or logits_processors"),
+    "synced_gpus": ((None, False), "the model must be on one device"),
+    "inputs_embeds": ((None,), "give token ids"),
+    "position_ids": ((None,), "positions follow from the attention_mask"),
+    "past_key_values": ((None,), "the cache is ours; give the whole prompt"),
+    "negative_prompt_ids": ((None,), "it needs a second forward; leave it out"),
+    "negative_prompt_attention_mask": ((None,), "it needs a second forward; leave it out"),
+    "tools": ((None,), "use chat() or encode_chat()"),
+    "chat_template_kwargs": ((None,), "use chat() or encode_chat()"),
 }
+
+_OF_CACHES = {"cache_implementation", "use_cache"}  # of a model's own config they say nothing
+
+_OTHER_WORDS = {"stop_strings": "stop", "max_time": "max_time_s", "eos_token_id": "eos_token_ids",
+                "logits_processor": "logits_processors"}  # fmt: skip
+
+
+def resolve_params(
+    params: Params | None,
+    options: Mapping[str, Any],
+    prompt_len: int,
+    of_model: GenerationConfig,
+) -> SamplingParams:
+    """The request of a call in our terms.
+
+    Args:
+        params: what was given in one piece.
+        options: keywords beside it: fields of `SamplingParams`, what `transformers`' `generate` takes
+            (also `generation_config`), and `use_model_defaults`. None leaves an option as it is.
+        prompt_len: tokens of the prompt, from which `max_length` and `min_length` count.
+        of_model: the checkpoint's own generation config.
+
+    Raises:
+        ConfigError: names the option that is unknown or cannot be honoured, and the way out.
+    """
+    options = dict(options)
+    config = options.pop("generation_config", None)
+    if config is not None and params is not None:
+        raise ConfigError("give one of params and generation_config")
+    params = config if params is None else params
+    if not isinstance(params, SamplingParams | GenerationConfig | None):
+        raise ConfigError(f"params are SamplingParams or a GenerationConfig, not {params!r}")
+    ours, theirs = _split(options)
+    use_model_defaults = theirs.pop("use_model_defaults", False)
+    does_sample = bool(theirs["do_sample"]) if "do_sample" in theirs else None
+    if does_sample is False:
+        ours.pop("temperature", None)  # idle then, as in `transformers`
+    if does_sample and ours.get("temperature") == 0:
+        raise ConfigError(_CONTRADICTION)
+    if isinstance(params, GenerationConfig):
+        values = {**_own(of_model), **_set_fields(params), **theirs}
+        return _as_transformers(values, prompt_len, ours)
+    if params is not None and (use_model_defaults or "do_sample" in theirs):
+        name = "use_model_defaults" if use_model_defaults else "do_sample"
+        raise ConfigError(f"{name} goes with options as keywords, not with SamplingParams")
+    base = params or SamplingParams()
+    if not theirs and not use_model_defaults:
+        return replace(base, **ours)
+    asks_model = use_model_defaults or does_sample is not None
+    values = {**_own(of_model), **theirs} if asks_model else theirs
+    return replace(base, **{**_converted(values, prompt_len, base, ours), **ours})
 
 
 def params_from_generation_config(
@@ -76,13 +150,59 @@ def params_from_generation_config(
     Raises:
         ConfigError: names the field that cannot be honoured and the way out.
     """
-    values = _set_fields(config)
-    if of_model is not None:
-        # Of the model's, what it adds to the known fields is for code of its own. Caches are ours; what it
-        # wants of one says nothing about its output.
-        wanted = vars(GenerationConfig()).keys() - {"cache_implementation"}
-        own = {name: value for name, value in _set_fields(of_model).items() if name in wanted}
-        values = {**own, **values}
+    values = {**(_own(of_model) if of_model is not None else {}), **_set_fields(config)}
+    return _as_transformers(values, prompt_len, overrides)
+
+
+def _as_transformers(
+    values: dict[str, Any], prompt_len: int, ours: Mapping[str, Any]
+) -> SamplingParams:
+    values.setdefault("do_sample", False)
+    # transformers' default is max_length=20, prompt not counted where none is given.
+    base = SamplingParams(max_new_tokens=20)
+    return replace(base, **{**_converted(values, prompt_len, base, ours), **ours})
+
+
+def _split(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of ours, and those that only `transformers` has."""
+    fields = SamplingParams.__dataclass_fields__
+    known = {*_set_names(), *_REFUSED, *_OTHER_WORDS, "use_model_defaults"}
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in fields:
+            if value is not None or fields[name].default is None:
+                ours[name] = value
+        elif name in known:
+            if value is not None:
+                theirs[name] = value
+        else:
+            near = get_close_matches(name, [*fields, *known], 1)
+            hint = f"did you mean {near[0]}?" if near else "see SamplingParams for those there are"
+            raise ConfigError(f"unknown option {name}; {hint}")
+    return ours, theirs
+
+
+@cache
+def _set_names() -> frozenset[str]:
+    return frozenset(name for name in vars(GenerationConfig()) if not name.startswith("_"))
+
+
+def _own(of_model: GenerationConfig) -> dict[str, Any]:
+    """What a checkpoint's config says of the output.
+
+    What it adds to the known fields is for code of its own. Caches are ours; what it wants of one says
+    nothing about its output.
+    """
+    wanted = _set_names() - _OF_CACHES
+    return {name: value for name, value in _set_fields(of_model).items() if name in wanted}
+
+
+def _converted(
+    values: Mapping[str, Any], prompt_len: int, base: SamplingParams, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fields of `SamplingParams` for values of a `GenerationConfig`; `ours` say more."""
+    values = dict(values)
     for name, (harmless, way_out) in _REFUSED.items():
         value = values.pop(name, None)
         if not any(value is h or (value == h and type(value) is type(h)) for h in harmless):
@@ -92,16 +212,12 @@ def params_from_generation_config(
         value = values.pop(name, None)
         if value is not None and not (value == 0 and name in _ZERO_IS_OFF):
             result[name] = value
-    result.update(_lengths(values, prompt_len, overrides.get("max_new_tokens")))
+    result.update(_lengths(values, prompt_len, ours.get("max_new_tokens"), base.max_new_tokens))
     result.update(_sampling(values))
-    for theirs, ours in (
-        ("stop_strings", "stop"),
-        ("max_time", "max_time_s"),
-        ("eos_token_id", "eos_token_ids"),
-    ):
+    for theirs, name in _OTHER_WORDS.items():
         value = values.pop(theirs, None)
         if value is not None:
-            result[ours] = value
+            result[name] = value
     bias = values.pop("sequence_bias", None)
     if bias is not None:
         pairs = bias.items() if isinstance(bias, dict) else bias
@@ -111,27 +227,32 @@ def params_from_generation_config(
         raise ConfigError(
             f"generation config fields {', '.join(unknown)} are not known to Draftless"
         )
-    return SamplingParams(**{**result, **overrides})
+    return result
 
 
 def _set_fields(config: GenerationConfig) -> dict[str, Any]:
     return {k: v for k, v in vars(config).items() if not k.startswith("_") and v is not None}
 
 
-def _lengths(values: dict[str, Any], prompt_len: int, given: int | None) -> dict[str, Any]:
+def _lengths(
+    values: dict[str, Any], prompt_len: int, given: int | None, default: int
+) -> dict[str, Any]:
     new, total = values.pop("max_new_tokens", None), values.pop("max_length", None)
     new = new if given is None else given
     least_new, least = values.pop("min_new_tokens", None), values.pop("min_length", None)
     if new is None:
-        # transformers' default is max_length=20, prompt not counted where none is given.
-        new = 20 if total is None else total - prompt_len
+        new = default if total is None else total - prompt_len
     if new < 1:
         raise ConfigError(
             f"max_length={total} leaves no room after a prompt of {prompt_len} tokens"
         )
-    # As in `transformers`, a shorter `max_new_tokens` wins over `min_length`.
-    floor = max(least_new or 0, min((least or 0) - prompt_len, new))
-    return {"max_new_tokens": new, "min_new_tokens": floor}
+    found = {"max_new_tokens": new}
+    if least_new is not None:  # wins over `min_length`, as in `transformers`
+        found["min_new_tokens"] = least_new
+    elif least is not None:
+        # As in `transformers`, a shorter `max_new_tokens` wins.
+        found["min_new_tokens"] = max(0, min(least - prompt_len, new))
+    return found
 
 
 def _sampling(values: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +260,14 @@ def _sampling(values: dict[str, Any]) -> dict[str, Any]:
     do_sample = values.pop("do_sample", None)
     temperature, top_k, top_p = (values.pop(k, None) for k in ("temperature", "top_k", "top_p"))
     if not do_sample:
-        return {"temperature": 0.0}
+        return {} if do_sample is None else {"temperature": 0.0}
     if temperature == 0:
-        raise ConfigError("temperature=0 with do_sample=True; use do_sample=False for greedy")
+        raise ConfigError(_CONTRADICTION)
     return {
         "temperature": 1.0 if temperature is None else temperature,
         "top_k": 50 if top_k is None else top_k,
         "top_p": 1.0 if top_p is None else top_p,
     }
+
+
+_CONTRADICTION = "temperature=0 with do_sample=True; use do_sample=False for greedy"

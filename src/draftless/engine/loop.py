@@ -20,7 +20,7 @@ from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
 from draftless.engine.tree import prune, select
 from draftless.engine.verify import walk
-from draftless.errors import ConfigError, InputError
+from draftless.errors import CapabilityError, ConfigError, InputError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Drafter, DraftTree, Row, Statistics, StepRecord
@@ -104,7 +104,11 @@ def decode(
 
     Rows of unequal length and unequal acceptance share each forward. A row that ends leaves the
     batch, and the others go on.
+
+    Raises:
+        CapabilityError: the model is in training mode.
     """
+    _check_mode(target)
     active = list(requests)
     with torch.inference_mode():
         cache = _prefill(target, drafter, active)
@@ -119,6 +123,15 @@ def decode(
             last = active.pop()
             if index < len(active):
                 active[index] = last
+
+
+def _check_mode(target: TargetModel) -> None:
+    """Others may train the model between two requests. Switching it for them would end their dropout."""
+    if any(module.training for module in target.model.modules()):
+        raise CapabilityError(
+            f"{type(target.model).__name__} is in training mode, in which dropout makes every pass "
+            "random; call model.eval() before generating (and model.train() afterwards)"
+        )
 
 
 def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request]) -> KVCache:

@@ -24,15 +24,18 @@ def check_token_ids(
         ConfigError: an option names an id outside `0 .. vocab_size-1`, or forces an id that is
             input only.
     """
-    forced = {"forced_bos_token_id": params.forced_bos_token_id,
-              "forced_eos_token_id": params.forced_eos_token_id}  # fmt: skip
+    bos, eos = params.forced_bos_token_id, params.forced_eos_token_id
+    forced: dict[str, Sequence[int]] = {
+        "forced_bos_token_id": () if bos is None else (bos,),
+        "forced_eos_token_id": () if eos is None else (eos,) if isinstance(eos, int) else eos,
+    }
     named: dict[str, Sequence[int]] = {
         "bad_words_ids": [i for ids in params.bad_words_ids for i in ids],
         "sequence_bias": [i for ids, _ in params.sequence_bias for i in ids],
         "suppress_tokens": params.suppress_tokens,
         "begin_suppress_tokens": params.begin_suppress_tokens,
         "eos_token_ids": params.eos_token_ids or (),  # type: ignore[dict-item] # a tuple by now
-        **{name: [token_id] for name, token_id in forced.items() if token_id is not None},
+        **forced,
     }
     for name, ids in named.items():
         for token_id in ids:
@@ -83,7 +86,9 @@ def _about_the_place(
         yield hf.ForcedBOSTokenLogitsProcessor(params.forced_bos_token_id)
     if params.forced_eos_token_id is not None:
         end = prompt_len + params.max_new_tokens
-        yield hf.ForcedEOSTokenLogitsProcessor(end, params.forced_eos_token_id, device=device)
+        eos_ids = params.forced_eos_token_id
+        eos_ids = eos_ids if isinstance(eos_ids, int) else list(eos_ids)
+        yield hf.ForcedEOSTokenLogitsProcessor(end, eos_ids, device=device)
     if params.remove_invalid_values:
         yield hf.InfNanRemoveLogitsProcessor()
     if params.exponential_decay_length_penalty is not None and eos is not None:

@@ -21,6 +21,10 @@ _NOTHING_LEFT = (
     "the options exclude every token at position {position}: look at bad_words_ids, suppress_tokens, "
     "no_repeat_ngram_size, prefix_allowed_tokens_fn and your own logits_processors"
 )
+_NOT_A_NUMBER = (
+    "the logits processors give NaN at position {position}, from which no token can be drawn: look at "
+    "your own logits_processors"
+)
 _NO_IDS = torch.empty((1, 0), dtype=torch.long)  # the rare warpers look at scores alone
 
 
@@ -124,6 +128,8 @@ class TokenSampler:
         scores = self._processors(prefix, scores[None].clone())[0]
         if bool(torch.isneginf(scores).all()):
             raise ConfigError(_NOTHING_LEFT.format(position=len(ids)))
+        if bool(scores.isnan().any()):
+            raise ConfigError(_NOT_A_NUMBER.format(position=len(ids)))
         return scores
 
     def _draw_block(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:

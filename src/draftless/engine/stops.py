@@ -18,10 +18,12 @@ _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not yet a wh
 
 
 class TextDecoder:
-    """Turns ids into text piece by piece; the pieces join to the text of one decode.
+    """Turns ids into text piece by piece; without broken characters they join to one decode's text.
 
     Decoding always starts some tokens before the new ones, because a token's text can depend on
-    its neighbours (spaces, characters of several tokens).
+    its neighbours (spaces, characters of several tokens). Bytes that form no character become
+    U+FFFD; those of characters that were whole before stay what they were, though a byte-fallback
+    tokenizer that decodes all at once gives up the whole run of bytes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -35,20 +37,24 @@ class TextDecoder:
         self._ids.extend(token_ids)
         before = self._decode(self._ids[self._start : self._read])
         whole = self._decode(self._ids[self._start :])
-        if len(whole) <= len(before) or (whole.endswith(_REPLACEMENT) and not is_last):
+        if whole.endswith(_REPLACEMENT) and not is_last:
             return ""
-        self._start, self._read = self._read, len(self._ids)
-        return whole[len(before) :]
+        if _REPLACEMENT in whole and not whole.startswith(before):
+            piece = self._decode(self._ids[self._read :])  # broken bytes right behind whole ones
+        else:
+            piece = whole[len(before) :]
+        if piece:
+            self._start, self._read = self._read, len(self._ids)
+        return piece
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
+        return decode_ids(self._tokenizer, ids)
 
 
 class StopChecker:
     """Decides, token by token, whether a request ends. One per request, never rolled back.
+
+    Stop strings are looked for in the text with its special tokens, which `text` leaves out.
 
     Attributes:
         text: the text decoded so far, without the stop string unless `include_stop`.
@@ -69,11 +75,9 @@ class StopChecker:
         self._params = params
         self._limit_s = params.max_time_s
         self._end_ids = set(() if params.ignore_eos else eos_token_ids)
-        if tokenizer is not None:
-            # Special tokens never show in the text, so as stops they are ids.
-            added = tokenizer.get_added_vocab()
-            self._end_ids.update(added[stop] for stop in params.stop if stop in added)
+        self._tokenizer = tokenizer
         self._decoder = TextDecoder(tokenizer) if tokenizer is not None else None
+        self._special = _special_tokens(tokenizer) if tokenizer is not None and params.stop else {}
         self._max_tokens = params.max_new_tokens
         if max_positions is not None:
             self._max_tokens = min(self._max_tokens, max_positions - row.prompt_len)
@@ -83,6 +87,8 @@ class StopChecker:
         self._num_decoded = 0
         self._is_cut = False
         self._shown = 0
+        self._searched = ""  # `text` with its special tokens, where there are stop strings
+        self._hidden: list[tuple[int, int]] = []  # where those stand in it
         self.text = ""
 
     @property
@@ -105,29 +111,46 @@ class StopChecker:
             return "time"
         return None
 
-    def _decode_new(self, *, is_last: bool, at_once: bool = False) -> None:
+    def _decode_new(self, *, is_last: bool) -> None:
         if self._decoder is None or self._is_cut:
             return
         new = self._new_ids[self._num_decoded :]
-        # One by one, or what broken bytes become would depend on where a step ends.
-        for token_id in () if at_once else new[:-1]:
-            self.text += self._decoder.push([token_id])
-            new = new[1:]
-        self.text += self._decoder.push(new, is_last=is_last)
         self._num_decoded = len(self._new_ids)
+        # One by one, or what broken bytes become would depend on where a step ends.
+        for token_id in new[:-1]:
+            self._add(self._decoder.push([token_id]), token_id)
+        self._add(self._decoder.push(new[-1:], is_last=is_last), new[-1] if new else None)
+
+    def _add(self, piece: str, token_id: int | None) -> None:
+        """Take the text that a token made certain."""
+        self.text += piece
+        if not self._params.stop:
+            return
+        self._searched += piece
+        special = self._special.get(token_id) if token_id is not None else None
+        if special is not None:
+            begin = len(self._searched)
+            self._searched += special
+            self._hidden.append((begin, begin + len(special)))
+
+    def _visible(self, end: int) -> int:
+        """How many characters of `text` stand before `end` in what is searched."""
+        return end - sum(min(end, last) - first for first, last in self._hidden if first < end)
 
     def _found_stop(self) -> bool:
         """Whether the newest text completes a stop string; the text is cut at the first one."""
-        searched = len(self.text)
+        start = len(self._searched)
         self._decode_new(is_last=False)
         found: tuple[int, int] | None = None
         for stop in self._params.stop:
-            begin = self.text.find(stop, max(0, searched - len(stop) + 1))
+            begin = self._searched.find(stop, max(0, start - len(stop) + 1))
             if begin >= 0 and (found is None or begin < found[0]):
                 found = begin, begin + len(stop)
         if found is None:
             return False
-        self.text = self.text[: found[1] if self._params.include_stop else found[0]]
+        self.text = self.text[: self._visible(found[0])]
+        if self._params.include_stop:
+            self.text += self._searched[slice(*found)]
         self._is_cut = True
         return True
 
@@ -138,17 +161,47 @@ class StopChecker:
         answers = [criterion(batch, None) for criterion in self._params.stopping_criteria]
         return any(bool(torch.as_tensor(answer).all()) for answer in answers)
 
-    def take_text(self, *, is_last: bool, at_once: bool = False) -> str:
-        """Text not yet taken, without a tail that may be the beginning of a stop string.
-
-        `at_once` decodes all new tokens as one, which is faster.
-        """
-        self._decode_new(is_last=is_last, at_once=at_once)
+    def take_text(self, *, is_last: bool) -> str:
+        """Text not yet taken, without a tail that may be the beginning of a stop string."""
+        self._decode_new(is_last=is_last)
         end = len(self.text)
-        longest = 0 if is_last else max((len(stop) for stop in self._params.stop), default=0)
-        for size in range(min(longest - 1, end - self._shown), 0, -1):
-            if any(stop.startswith(self.text[end - size :]) for stop in self._params.stop):
-                end -= size
-                break
+        if self._params.stop and not is_last:
+            end = self._visible(self._begin_of_stop())
         taken, self._shown = self.text[self._shown : end], end
         return taken
+
+    def _begin_of_stop(self) -> int:
+        """Where the longest tail of what is searched begins that a stop string may begin with."""
+        end = len(self._searched)
+        longest = max(len(stop) for stop in self._params.stop)
+        for size in range(min(longest - 1, end), 0, -1):
+            tail = self._searched[end - size :]
+            if any(stop.startswith(tail) for stop in self._params.stop):
+                return end - size
+        return end
+
+    def finish_text(self) -> str:
+        """The whole text of a request that has ended; as the pieces of `take_text` join to it."""
+        if self._decoder is not None and not self._num_decoded:
+            # Nothing was decoded yet: once is faster, and the same where no character is broken.
+            assert self._tokenizer is not None
+            text = decode_ids(self._tokenizer, self._new_ids)
+            if _REPLACEMENT not in text:
+                return text
+        self._decode_new(is_last=True)
+        return self.text
+
+
+def decode_ids(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    """Text of ids, without special tokens."""
+    text: str = tokenizer.decode(
+        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """What decoding leaves out, by id."""
+    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return {**named, **added}

@@ -197,8 +197,11 @@ class TargetModel:
         compile: bool = False,
         strict: bool = False,
         int8: bool = False,
+        **hub_options: Any,
     ) -> TargetModel:
         """Load a checkpoint folder, hub id or GGUF file; with `int8` its weights are rounded (`int8.py`).
+
+        `hub_options` (`revision`, `token`, ...) go to `transformers` as they are.
 
         Raises:
             ArtifactError: if it cannot be read.
@@ -208,9 +211,9 @@ class TargetModel:
         place = parse_device(device)
         check_source(path)
         try:
-            check_config(AutoConfig.from_pretrained(**source_keywords(path)))
+            check_config(AutoConfig.from_pretrained(**source_keywords(path), **hub_options))
             how = model_keywords(path, parse_dtype(dtype))
-            model = AutoModelForCausalLM.from_pretrained(**how)
+            model = AutoModelForCausalLM.from_pretrained(**how, **hub_options)
         except (CapabilityError, ArtifactError):
             raise
         except Exception as error:

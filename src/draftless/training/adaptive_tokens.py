@@ -11,18 +11,26 @@ from transformers import PreTrainedModel
 from draftless.errors import ConfigError
 
 
-def add_adaptive_tokens(model: PreTrainedModel, count: int) -> tuple[int, ...]:
+def highest_id(tokenizer: Any) -> int:
+    """The highest id of a tokenizer; with gaps in the ids it is more than their number."""
+    return int(max(tokenizer.get_vocab().values()))
+
+
+def add_adaptive_tokens(
+    model: PreTrainedModel, count: int, tokenizer: Any = None
+) -> tuple[int, ...]:
     """Grow the vocabulary by `count` ids that start at the mean of all others; returns the ids.
 
-    The tokenizer is not told, so that no text can ever hold one. An untied head grows, too: its new
-    rows only keep both sizes equal.
+    The tokenizer is not told. It may have more ids than the embedding has rows (give it then): the new
+    ids lie above both, so that no text can ever hold one. An untied head grows, too: its new rows only keep both
+    sizes equal.
     """
-    first = model.get_input_embeddings().weight.shape[0]
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    first = num_rows if tokenizer is None else max(num_rows, highest_id(tokenizer) + 1)
     model.resize_token_embeddings(first + count, mean_resizing=False)
-    ids = tuple(range(first, first + count))
     for table in (model.get_input_embeddings(), model.get_output_embeddings()):
-        start_at_mean(table.weight, ids)
-    return ids
+        start_at_mean(table.weight, range(num_rows, first + count))
+    return tuple(range(first, first + count))
 
 
 @torch.no_grad()

@@ -32,7 +32,12 @@ def _flush(path: Path) -> None:
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, the newest first."""
     found = [marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint's run had made."""
+    return int(checkpoint.name.split("-")[1])
 
 
 def prepare_folder(folder: Path, *, resume: bool) -> Path | None:

@@ -31,8 +31,10 @@ class TrainConfig:
         eval_data: data to evaluate on; None holds `eval_share` of `data` back.
         eval_share: share of the records held back where there is no `eval_data`.
         split: split of a dataset, and name of the files in a folder that has several.
-        format: how prompt and response are joined; `auto` takes the chat template for messages.
-        suffix: stands between prompt and response (`plain`).
+        format: how prompt and response are joined; `auto` takes what the checkpoint was trained with,
+            else the chat template for messages and for a model that has one, else `plain`.
+        suffix: stands between prompt and response (`plain`); None is a newline, or nothing where
+            `frozen` keeps a model's own format.
         noise: teach denoising (MSN).
         adaptive: teach adaptive tokens (SDSAT).
         mode: `branch` hangs noise beside the clean sequence; `inline` is the paper's.
@@ -69,7 +71,7 @@ class TrainConfig:
         attention: `sdpa`, or `eager` for families that sdpa does not serve.
         dtype: `bfloat16` computes in bf16 on fp32 weights; `float32` repeats bit for bit.
         eval_every: steps between evaluations.
-        save_every: steps between checkpoints.
+        save_every: steps between checkpoints; None saves every ten minutes.
         log_every: steps between lines of the log.
         eval_records: most records that an evaluation reads.
         seed: of everything random.
@@ -85,7 +87,7 @@ class TrainConfig:
     eval_share: float = 0.02
     split: str = "train"
     format: Format = "auto"
-    suffix: str = "\n"
+    suffix: str | None = None
     noise: bool = True
     adaptive: bool = False
     mode: NoiseMode = "branch"
@@ -117,7 +119,7 @@ class TrainConfig:
     attention: TrainAttention = "sdpa"
     dtype: Dtype = "bfloat16"
     eval_every: int = 200
-    save_every: int = 200
+    save_every: int | None = None
     log_every: int = 10
     eval_records: int = 200
     seed: int = 0
@@ -128,17 +130,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         least: dict[str, float] = {
             "noise_length": 1, "spacing": 1, "max_length": 8, "row_length": 0, "batch_size": 1,
-            "accumulate": 1, "eval_every": 1, "save_every": 1, "log_every": 1, "eval_records": 1,
+            "accumulate": 1, "eval_every": 1, "log_every": 1, "eval_records": 1,
             "lora_rank": 1, "noise_weight": 0, "weight_decay": 0, "block_length": 1,
             "adaptive_spacing": 1, "adaptive_weight": 0, "kl_weight": 0,
         }  # fmt: skip
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise ConfigError(f"{name}={getattr(self, name)} is below {low:g}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(
-                f"max_steps={self.max_steps} is below 1; leave it out for whole epochs"
-            )
         if self.row_length and self.row_length < self.max_length:
             raise ConfigError(
                 f"row_length={self.row_length} is below max_length={self.max_length}; "
@@ -159,8 +157,15 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; use {', '.join(known)}"
                 )
+        self._check_steps()
         self._check_contradictions()
         self.noise_settings()
+
+    def _check_steps(self) -> None:
+        for name, other in (("max_steps", "whole epochs"), ("save_every", "ten minutes")):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} is below 1; leave it out for {other}")
 
     def _check_contradictions(self) -> None:
         is_inline = self.noise and self.mode == "inline"
@@ -250,7 +255,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 4e-3,
         "eval_records": 80,
         "eval_every": 100,
-        "save_every": 100,
         "from_scratch": {
             "hidden_size": 128,
             "intermediate_size": 256,
@@ -295,7 +299,7 @@ def build_config(
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = yaml.safe_load(file.read_bytes())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {file}: {error}") from error
     if not isinstance(values, dict):

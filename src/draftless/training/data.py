@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from draftless.chat_examples import check_template_fields
 from draftless.errors import InputError
 from draftless.jsonl import Line, read_lines
 from draftless.noise import hash_ids
@@ -22,8 +25,9 @@ def check_example(record: Record, place: str) -> None:
     """A record to train on: `prompt` and `response`, or chat `messages`.
 
     Raises:
-        InputError: it has neither.
+        InputError: it has neither, or fields that would change the prompt and cannot be used.
     """
+    check_template_fields(record, place)
     if "messages" in record:
         check_messages(record["messages"], f"{place}: 'messages'")
     elif not (isinstance(record.get("prompt"), str) and isinstance(record.get("response"), str)):
@@ -65,33 +69,55 @@ def read_records(
 
 
 def encode_records(
-    records: Iterable[Record], tokenizer: Any, prompt_format: PromptFormat, max_len: int
+    records: Iterable[Record],
+    tokenizer: Any,
+    prompt_format: PromptFormat,
+    max_len: int,
+    left_out: Counter[str] | None = None,
 ) -> list[dict[str, list[int]]]:
     """Documents of `input_ids` and `labels`.
+
+    A record that cannot be taught is left out: the format or the template refuses it, or no response
+    is within reach.
 
     Args:
         records: from `read_records`.
         tokenizer: of `transformers`.
         prompt_format: how prompt and response are joined.
         max_len: longer documents are cut at their end.
+        left_out: counts what is left out, by reason; None warns instead.
 
     Raises:
-        InputError: a record that the format cannot encode, or no record has a response in reach.
+        InputError: no record can be taught.
     """
     documents = []
-    for number, record in enumerate(records, start=1):
+    reasons: Counter[str] = Counter()
+    unreached = f"no response token within {max_len} tokens; raise --max-length"
+    for record in records:
         try:
             ids, labels = prompt_format.encode_example(tokenizer, record)
         except InputError as error:
-            raise InputError(f"record {number}: {error}") from error
+            reasons[str(error)] += 1
+            continue
         ids, labels = ids[:max_len], labels[:max_len]
         if any(label != IGNORED_LABEL for label in labels[1:]):
             documents.append({"input_ids": ids, "labels": labels})
+        else:
+            reasons[unreached] += 1
     if not documents:
-        raise InputError(
-            f"no record has a response token within {max_len} tokens; raise --max-length"
-        )
+        raise InputError(f"no record can be taught: {describe_reasons(reasons)}")
+    if left_out is not None:
+        left_out.update(reasons)
+    elif reasons:
+        warnings.warn(f"records left out: {describe_reasons(reasons)}", stacklevel=2)
     return documents
+
+
+def describe_reasons(reasons: Counter[str], most: int = 3) -> str:
+    """Numbers of records and why they are left out; the `most` frequent reasons."""
+    told = [f"{count} ({reason})" for reason, count in reasons.most_common(most)]
+    rest = sum(reasons.values()) - sum(count for _, count in reasons.most_common(most))
+    return "; ".join([*told, *([f"{rest} for other reasons"] if rest else [])]) or "there is none"
 
 
 def hold_back(

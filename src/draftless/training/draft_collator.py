@@ -7,7 +7,7 @@ reads documents off the finished batch, so it needs nothing but ids and labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from draftless.errors import ConfigError
 from draftless.training.adaptive import AdaptivePlanner, AdaptiveSettings
+from draftless.training.adaptive_tokens import highest_id
 from draftless.training.block_places import TokenRun
 from draftless.training.branches import BranchRow, block_depths, branch_batch, clean_twins
 from draftless.training.noise_runs import NoisePlanner, NoiseSettings
@@ -42,7 +43,6 @@ class DraftCollator:
         noise: decides where noise goes; None for none.
         pad_id: fills rows that have blocks.
         adaptive: decides where adaptive blocks go; None for none.
-        epoch: of the run.
         mask_dtype: None for a bool mask (sdpa), or a float type for one that is added (eager).
         adds_places: add `block_depths` and `clean_twins` (see `branches`) to a batch with blocks,
             for whoever weighs, teaches or counts their targets; models do not take them.
@@ -52,9 +52,22 @@ class DraftCollator:
     noise: NoisePlanner | None
     pad_id: int
     adaptive: AdaptivePlanner | None = None
-    epoch: int = 0
     mask_dtype: torch.dtype | None = None
     adds_places: bool = False
+    # Shared memory: workers that outlive an epoch have a copy of everything else.
+    _epoch: torch.Tensor = field(
+        init=False, repr=False, compare=False,
+        default_factory=lambda: torch.zeros((), dtype=torch.int64).share_memory_(),  # type: ignore[no-untyped-call]
+    )  # fmt: skip
+
+    @property
+    def epoch(self) -> int:
+        """Of the run; set in the main process, it is seen by every worker."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._epoch.fill_(number)
 
     def __post_init__(self) -> None:
         if self.adaptive is not None and self._is_inline:
@@ -70,23 +83,31 @@ class DraftCollator:
         settings: NoiseSettings | None,
         inner: Collator | None = None,
         adaptive: AdaptiveSettings | None = None,
+        num_rows: int | None = None,
     ) -> DraftCollator:
         """The usual collator for a tokenizer: its special tokens are never noised nor drawn.
+
+        Nor are ids drawn that stand for no token.
 
         Args:
             tokenizer: of `transformers`; without a PAD token its EOS pads.
             settings: of the noise; None for none.
             inner: None pads documents of `input_ids` and `labels`.
             adaptive: of the adaptive blocks; None for none.
+            num_rows: of the model's embedding, where the tokenizer may have more ids than that.
         """
         pad_id = tokenizer.pad_token_id
         pad_id = tokenizer.eos_token_id if pad_id is None else pad_id
         special_ids = frozenset(tokenizer.all_special_ids)
         if adaptive is not None:  # one of a gap in the tokenizer could be drawn as noise, too
             special_ids |= frozenset(adaptive.adaptive_ids)
+        known_ids = set(tokenizer.get_vocab().values())
+        size = highest_id(tokenizer) + 1
+        size = size if num_rows is None else min(size, num_rows)
+        barred_ids = special_ids | frozenset(set(range(size)) - known_ids)
         return cls(
             inner or PaddingCollator(pad_id),
-            NoisePlanner(settings, special_ids, len(tokenizer)) if settings else None,
+            NoisePlanner(settings, barred_ids, size) if settings else None,
             pad_id,
             AdaptivePlanner(adaptive) if adaptive else None,
         )

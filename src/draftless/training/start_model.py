@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.manifest import Manifest, read_manifest
-from draftless.training.adaptive_tokens import add_adaptive_tokens, take_unassigned
+from draftless.training.adaptive_tokens import (
+    add_adaptive_tokens,
+    highest_id,
+    take_unassigned,
+)
 from draftless.training.config import TrainConfig
 
 
@@ -28,6 +36,28 @@ def load(kind: Any, name: str, **options: Any) -> Any:
         raise ArtifactError(f"cannot load {name!r}: {error}") from error
 
 
+def save_tokenizer(tokenizer: Any, config: TrainConfig, output: Path) -> None:
+    """Write the tokenizer of a trained model; `frozen` keeps its files byte for byte."""
+    if not config.frozen:
+        tokenizer.save_pretrained(output)
+        return
+    names = {*_TOKENIZER_FILES, *tokenizer.vocab_files_names.values()}
+    source = Path(config.model)
+    if not source.is_dir():
+        source = Path(snapshot_download(config.model, allow_patterns=sorted(names)))
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source)
+        if any(fnmatch(name.as_posix(), pattern) for pattern in names):
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, output / name)
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+
+
 def make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, torch.dtype]:
     """The model in fp32, and the dtype of its checkpoint."""
     torch.manual_seed(config.seed)  # random weights and adapters
@@ -42,7 +72,7 @@ def make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, to
         known = shape.to_dict()
         known.update({name: None for name in ("head_dim", "layer_types") if name in known})
         # Adaptive ids of the model that it is shaped after are not its own.
-        known["vocab_size"] = len(tokenizer)
+        known["vocab_size"] = highest_id(tokenizer) + 1
         shape = type(shape).from_dict({**known, **config.from_scratch})
         return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
     model = load(AutoModelForCausalLM, config.model, dtype=torch.float32)
@@ -88,7 +118,7 @@ def choose_adaptive_ids(
         return known
     if config.adaptive_ids is not None:
         return take_unassigned(model, tokenizer, config.adaptive_ids)
-    return add_adaptive_tokens(model, wanted)
+    return add_adaptive_tokens(model, wanted, tokenizer)
 
 
 def _id_options(count: int) -> str:
@@ -112,15 +142,19 @@ def with_adapters(
     )
     if config.frozen:
         # As a target, the full name matches this module alone.
-        rows = peft.TrainableTokensConfig(
+        adapters: Any = peft.TrainableTokensConfig(
             token_indices=list(adaptive_ids), target_modules=[embedding], task_type="CAUSAL_LM"
         )
-        return peft.get_peft_model(model, rows)
-    lora = peft.LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=2 * config.lora_rank,
-        target_modules="all-linear",
-        trainable_token_indices={embedding: list(adaptive_ids)} if adaptive_ids else None,
-        task_type="CAUSAL_LM",
-    )
-    return peft.get_peft_model(model, lora)
+    else:
+        adapters = peft.LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=2 * config.lora_rank,
+            target_modules="all-linear",
+            trainable_token_indices={embedding: list(adaptive_ids)} if adaptive_ids else None,
+            task_type="CAUSAL_LM",
+        )
+    adapted: Any = peft.get_peft_model(model, adapters)
+    # A checkpoint needs what is trained alone: the rest is made again from the model and the seed.
+    # Left to itself, peft saves all of an embedding that has grown.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted

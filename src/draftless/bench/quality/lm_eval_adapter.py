@@ -24,7 +24,11 @@ except ImportError as error:
     raise ConfigError("the adapter needs lm-eval: pip install lm-eval") from error
 
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"}
-_KNOWN = {"until", "max_gen_toks", "do_sample"} | _SAMPLING
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the harness for one option; its models take any of them."""
+_NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "early_stopping": False}
+"""Options that tasks give with the value that changes nothing."""
+_KNOWN = {"until", "do_sample", *_LENGTHS} | _SAMPLING
 
 
 class DraftlessLM(LM):
@@ -59,14 +63,22 @@ class DraftlessLM(LM):
         self._prefix_id = known[0]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Texts of requests with `args` (context, options), without their stop strings."""
+        """Texts of requests with `args` (context, options), without their stop strings.
+
+        A context that leaves no room for the longest answer loses its beginning, as in the harness.
+
+        Raises:
+            ConfigError: an option is unknown, or the longest answer fills the model's context.
+        """
         texts = []
         for start in range(0, len(requests), self._batch_size):
             batch = requests[start : start + self._batch_size]
-            outputs = self._model.generate(
-                [self._encode(request.args[0]) or [self._prefix_id] for request in batch],
-                [self._params(request.args[1]) for request in batch],
-            )
+            params = [self._params(request.args[1]) for request in batch]
+            prompts = [
+                self._with_room(self._encode(request.args[0]), one.max_new_tokens)
+                for request, one in zip(batch, params, strict=True)
+            ]
+            outputs = self._model.generate(prompts, params)
             for request, output in zip(batch, outputs, strict=True):
                 self.cache_hook.add_partial("generate_until", request.args, output.text)
                 texts.append(output.text)
@@ -152,7 +164,24 @@ class DraftlessLM(LM):
         limit = self._model.target.max_positions
         return len(ids) if limit is None else limit + 1
 
+    def _with_room(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        """The end of a prompt that leaves room for the longest answer."""
+        ids = ids or [self._prefix_id]
+        limit = self._model.target.max_positions
+        if limit is None:
+            return ids
+        if max_new_tokens >= limit:
+            raise ConfigError(
+                f"max_gen_toks={max_new_tokens} must be below the model's context of {limit} tokens"
+            )
+        return ids[-(limit - max_new_tokens) :]
+
     def _params(self, options: Mapping[str, Any]) -> SamplingParams:
+        options = {
+            name: value
+            for name, value in options.items()
+            if name not in _NEUTRAL or value != _NEUTRAL[name]
+        }
         unknown = sorted(set(options) - _KNOWN)
         if unknown:
             raise ConfigError(
@@ -165,8 +194,9 @@ class DraftlessLM(LM):
             sampling.setdefault("temperature", 1.0)
         else:
             sampling["temperature"] = 0.0
+        lengths = (options[name] for name in _LENGTHS if name in options)
         return SamplingParams(
-            max_new_tokens=options.get("max_gen_toks", self._max_gen_toks),
+            max_new_tokens=next(lengths, self._max_gen_toks),
             stop=tuple(text for text in stop if text),
             seed=0,
             **sampling,
