@@ -29,6 +29,7 @@ from draftless.engine.requests import (
     output_of,
     padding_of,
 )
+from draftless.engine.load import Compile, Progress
 from draftless.engine.target import Attention, TargetModel
 from draftless.errors import ConfigError, InputError
 from draftless.inputs import Prompts, read_call, read_prompts
@@ -99,9 +100,10 @@ class Draftless:
         device: str | torch.device | None = None,
         attention: Attention = "draftless",
         input_only_ids: Sequence[int] = (),
-        compile: bool = False,
+        compile: Compile = "auto",
         strict: bool = False,
         int8: bool = False,
+        on_progress: Progress | None = None,
         **hub_options: Any,
     ) -> Draftless:
         """Load a model.
@@ -116,13 +118,17 @@ class Draftless:
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's (bfloat16 for a GGUF file).
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
-            compile: compile the forward pass: some time now (seconds when it was compiled before), faster
-                passes later. Where that is impossible a warning says why.
-            strict: the same ids for every drafter in half precision, too; needs `compile`, costs time.
+            compile: which forward pass runs. `auto`: on a CPU, in bfloat16 and float32, our own kernels
+                (compiled once on a machine, in seconds), whose bits do not depend on the drafter or the
+                batch; else the model's own code. True: the same, but what our kernels do not know is
+                compiled by Inductor, in a minute. False: the model's own code.
+            strict: the same ids for every drafter in half precision, too, where our kernels do not run;
+                needs `compile`, costs time.
             int8: round the linear layers' weights to what int8 holds; that model's own output is then the
                 target. Compiled on a CPU with AVX512-BF16, they take half the memory.
             input_only_ids: never emitted, beside the adaptive tokens that a checkpoint's `draftless.json`
                 names; for a loaded model, which comes without one.
+            on_progress: called with a few words whenever something begins that may take seconds.
             **hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `trust_remote_code`, as
                 in `transformers`.
 
@@ -135,6 +141,8 @@ class Draftless:
             check_options(drafter, drafter_options or {})
         how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
         how |= {"dtype": dtype, "device": device, "int8": int8, "input_only_ids": input_only_ids}
+        if on_progress is not None:
+            how["on_progress"] = on_progress
         path = embedded_model_path() if path_or_model is None else path_or_model
         is_loaded = not isinstance(path, str | Path)
         check_hub_options(hub_options, None if is_loaded else path, _OPTIONS)  # type: ignore[arg-type]
@@ -142,6 +150,8 @@ class Draftless:
             model = cls(_target_of(path, how), tokenizer, make_drafter("none"))
         else:
             model = cls._load(path, tokenizer, how, hub_options)  # type: ignore[arg-type]
+        if on_progress is not None:
+            on_progress("measuring this machine")
         chosen = drafter or (model.manifest.default_drafter if model.manifest else None) or "auto"
         return model.with_drafter(chosen, drafter_options)
 

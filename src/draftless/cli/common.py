@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -99,8 +98,7 @@ def load_model(model: str | None, *, threads: int | None = None, **how: Any) -> 
     Args:
         model: folder, hub id or GGUF file.
         threads: as `set_up_torch` takes it.
-        **how: arguments of `Draftless.from_pretrained`; `compile=None` is its default, or True on a
-            CPU.
+        **how: arguments of `Draftless.from_pretrained`; `compile=None` is its default.
     """
     with phases("importing torch and transformers") as show:
         if threads is not None:
@@ -110,16 +108,10 @@ def load_model(model: str | None, *, threads: int | None = None, **how: Any) -> 
         from draftless import Draftless, embedded_model_path
 
         logging.disable_progress_bar()
-        known = inspect.signature(Draftless.from_pretrained).parameters
-        if "compile" in how and how["compile"] is None:  # nobody has tried it on a GPU yet
-            default = known["compile"].default
-            on_cpu = how.get("device") in (None, "cpu")
-            how["compile"] = default if default == "auto" else on_cpu
-        if not how.get("strict"):
-            how.pop("strict", None)
-        if "on_progress" in known:
-            how["on_progress"] = show
-        show("loading and compiling the model" if how.get("compile") else "loading the model")
+        if how.get("compile", True) is None:
+            del how["compile"]
+        show("loading the model")
+        how["on_progress"] = show
         return Draftless.from_pretrained(model or embedded_model_path(), **how)
 
 

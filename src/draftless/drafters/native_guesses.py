@@ -46,7 +46,7 @@ _CONSTANTS = {
 
 def is_native() -> bool:
     """Whether the guesses of a request can be in C++: where a target is compiled for a CPU."""
-    return native.operator("largest") is not None and native.load("guesses", _constants())
+    return native.operator("largest") is not None and native.is_loaded("guesses", _constants())
 
 
 @cache

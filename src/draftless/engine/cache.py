@@ -12,7 +12,7 @@ import torch
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from draftless.engine import native
+from draftless.engine.cpu.library import moved_slots
 from draftless.errors import ConfigError
 
 _BUCKET = 256
@@ -138,10 +138,7 @@ class KVCache:
         start = self.lengths[row]
         in_place = next((i for i, node in enumerate(path) if node != i), len(path))
         if in_place < len(path):
-            move_slots = native.operator("move_slots")
-            if move_slots is not None and self.data.is_cpu:
-                move_slots(self.data, row, start, path)
-            else:
+            if not moved_slots(self.data, row, start, path):
                 moved = torch.tensor(path[in_place:], device=self.shape.device) + start
                 kept = self.data[:, :, row].index_select(3, moved)
                 self.data[:, :, row, :, start + in_place : start + len(path)] = kept

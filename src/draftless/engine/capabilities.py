@@ -15,6 +15,7 @@ from draftless.engine.attention import ATTENTION_NAME
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention"}
+_SCALED_ROPE = {"linear", "yarn"}
 _WINDOWED_ROPE = {"longrope", "dynamic"}
 
 
@@ -103,6 +104,10 @@ def context_limit(config: PreTrainedConfig) -> int | None:
                 text, "original_max_position_embeddings", None
             )
             limit = min((w for w in (window, limit) if w is not None), default=None)
+        elif kind.get("rope_type") in _SCALED_ROPE and limit is not None:
+            # Checkpoints say the context before the scaling or after it.
+            original = kind.get("original_max_position_embeddings") or limit
+            limit = max(limit, int(original * kind.get("factor", 1.0)))
     return limit
 
 
@@ -152,8 +157,8 @@ def parse_device(name: str | torch.device | None) -> torch.device | None:
     return device
 
 
-def check_compile(attention: str, is_compiled: bool, is_strict: bool) -> None:
-    if is_compiled and attention != ATTENTION_NAME:
+def check_compile(attention: str, is_compiled: bool | str, is_strict: bool) -> None:
+    if is_compiled is not False and is_compiled != "auto" and attention != ATTENTION_NAME:
         raise ConfigError(f"compile=True goes with attention='draftless', not {attention!r}")
     if is_strict and not is_compiled:
         raise ConfigError("strict=True needs compile=True")

@@ -106,9 +106,9 @@ def decode(
     batch, and the others go on.
 
     Raises:
-        CapabilityError: the model is in training mode.
+        CapabilityError: the model is in training mode, or was changed since it was loaded.
     """
-    _check_mode(target)
+    target.check_unchanged()
     active = list(requests)
     with torch.inference_mode():
         cache = _prefill(target, drafter, active)
@@ -123,15 +123,6 @@ def decode(
             last = active.pop()
             if index < len(active):
                 active[index] = last
-
-
-def _check_mode(target: TargetModel) -> None:
-    """Others may train the model between two requests. Switching it for them would end their dropout."""
-    if any(module.training for module in target.model.modules()):
-        raise CapabilityError(
-            f"{type(target.model).__name__} is in training mode, in which dropout makes every pass "
-            "random; call model.eval() before generating (and model.train() afterwards)"
-        )
 
 
 def _prefill(target: TargetModel, drafter: Drafter, requests: Sequence[Request]) -> KVCache:

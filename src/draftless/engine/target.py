@@ -3,47 +3,63 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from draftless.checkpoint.gguf import model_keywords, source_keywords
-from draftless.engine import native, probes
 from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.cache import CacheShape, KVCache, cache_keyword
 from draftless.engine.capabilities import (
     check_compile,
-    check_config,
     check_input_only,
     check_model,
-    check_source,
     context_limit,
-    parse_device,
-    parse_dtype,
 )
-from draftless.engine.compiled.forward import CompiledForward
 from draftless.engine.compiled.strict import WIDTH
+from draftless.engine.cpu.forward import NativeForward
 from draftless.engine.int8 import round_to_int8
-from draftless.engine.masks import MaskBuilder, layer_windows
+from draftless.engine.load import (
+    Compile,
+    Progress,
+    fast_pass,
+    load_stock,
+    log,
+    prove_stable_bits,
+    refusing,
+    warn_of,
+)
+from draftless.engine.masks import MaskBuilder
+from draftless.engine.native import is_loaded
+from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.skip_view import SkipViews
 from draftless.engine.tree_pass import TreePass
-from draftless.errors import ArtifactError, CapabilityError, ConfigError
+from draftless.errors import CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
-from draftless.sublayers import decoder_layers
+
+if TYPE_CHECKING:
+    from draftless.engine.compiled.forward import CompiledForward
 
 Attention = Literal["draftless", "sdpa", "eager"]
 
+_HALVES = (torch.bfloat16, torch.float16)
 _PREFILL_CHUNK = 512
 _COMPILED_CHUNK = 128  # our attention weighs what is hidden, too; shorter parts hide less
 _FINGERPRINT_VALUES = 16  # of every parameter
+
+
+def _say_nothing(_: str) -> None:
+    """What is told of progress where nobody asks."""
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +97,16 @@ class TargetModel:
         attention: Attention = "draftless",
         *,
         input_only_ids: Sequence[int] = (),
-        compile: bool = False,
+        compile: Compile = False,
         strict: bool = False,
+        on_progress: Progress = _say_nothing,
     ) -> None:
         """Check `model` and switch its attention.
 
         Our attention stays set on the model; everything else of `transformers` keeps working on it.
-        With `compile`, forward passes run through code that is compiled now, once for all widths and
-        lengths; where that is impossible, a warning says why and the model's own code runs. With
-        `strict`, the logits after a path are the same bits in every tree (`compiled/strict.py`).
+        `compile` chooses the forward pass (`load.fast_pass`); where `True` can have no other than the
+        model's own code, a warning says why. With `strict`, the logits after a path are the same bits in
+        every tree, also where that costs time (`compiled/strict.py`). `on_progress` is told what begins.
 
         Raises:
             CapabilityError: if exact tree decoding cannot work with this model, or `strict` not here.
@@ -98,40 +115,111 @@ class TargetModel:
                 be compiled, or `strict` comes without `compile`.
         """
         check_model(model)
+        check_compile(attention, compile, strict)
         self.model = model.eval()
         self._cache_keyword = cache_keyword(model)
         self.config = model.config.get_text_config()
         self.device: torch.device = next(model.parameters()).device
+        self.dtype: torch.dtype = next(model.parameters()).dtype
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         check_input_only(input_only_ids, self.vocab_size)
         self.num_layers: int = self.config.num_hidden_layers
         self.max_positions = context_limit(model.config)
-        self.input_only_ids: tuple[int, ...] = ()  # the checks below look at every logit
-        self._compiled: CompiledForward | None = None
-        self.is_strict = False
-        heads = self.config.num_attention_heads
+        self.input_only_ids: tuple[int, ...] = ()  # the tests below look at every logit
+        self._compiled: NativeForward | CompiledForward | None = None
+        self._how = compile
+        self.is_strict = self._has_stable_bits = False
         stock_attention = model.config._attn_implementation
-        check_compile(attention, compile, strict)
         try:
-            with torch.inference_mode():
-                stock_logits = self._stock_logits()
+            with torch.inference_mode(), refusing(type(model).__name__):
+                on_progress("testing the model")
+                self._test = SelfTest(model)
+                self.windows = self._test.windows
                 self._set_attention(attention)
-                self._cache_shape = self._measure_cache_shape()
-                self._windows = layer_windows(self.config)
-                shape = self._cache_shape
-                groups = heads // shape.num_kv_heads if attention == ATTENTION_NAME else 1
-                self._masks = MaskBuilder(self._windows, groups, shape.dtype, self.device)
-                probes.check_masks_and_positions(self, stock_logits)
+                self._attention = model.config._attn_implementation
+                self.cache_shape = self._measure_cache_shape()
+                self._masks = MaskBuilder(
+                    self.windows, self._groups, self.cache_shape.dtype, self.device
+                )
+                states = self._test.eager(self, is_wide=True)
+                what = f"{attention!r} attention"
+                self._test.check(states, self.cache_shape, what, self._groups)
             if compile:
-                self._compiled = self._compile(stock_logits)
+                on_progress("preparing the forward pass")
+                self._make_fast()
             if strict:
                 self._make_strict()
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
+        self._weights = self._weights_now()
         self.input_only_ids = tuple(input_only_ids)
         self.first_emitted_id = next(i for i in count() if i not in self.input_only_ids)
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
+        if not self.is_reproducible:
+            log.warning(
+                "%s in %s: the last bits of its logits depend on how many tokens a pass holds, so where two "
+                "tokens are nearly equal the text may depend on the drafter and the batch; dtype='float32'%s "
+                "makes it reproducible", type(model).__name__, str(self.dtype).removeprefix("torch."),
+                " or compile='auto'" if not compile and self.device.type == "cpu" else "",
+            )  # fmt: skip
+
+    @property
+    def _groups(self) -> int:
+        """Query heads that share a KV head, where attention packs them; else 1."""
+        if self._attention != ATTENTION_NAME:
+            return 1
+        heads: int = self.config.num_attention_heads
+        return heads // self.cache_shape.num_kv_heads
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether the ids depend on nothing but weights, prompt, parameters and seed.
+
+        In half precision that needs passes whose bits do not depend on their width. In float32 such a
+        difference is a millionth of what separates two tokens, and none was ever seen.
+        """
+        return self.dtype not in _HALVES or self._has_stable_bits or self.is_strict
+
+    def _make_fast(self) -> None:
+        self._compiled = fast_pass(self, self._test, self._how)
+        if self._compiled is not None and self._compiled.has_own_attention:
+            self._has_stable_bits = prove_stable_bits(self)
+        if isinstance(self._compiled, NativeForward):
+            is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
+
+    def _weights_now(self) -> tuple[tuple[int, int], ...]:
+        """Changes when a weight does."""
+        return tuple((one.data_ptr(), _version(one)) for one in self.model.parameters())
+
+    def check_unchanged(self) -> None:
+        """Before requests begin: see to what was done to the model since it was loaded.
+
+        New weights are packed anew.
+
+        Raises:
+            CapabilityError: its attention, dtype or device are other ones now, or it is in training mode.
+        """
+        model, first = self.model, next(self.model.parameters())
+        if any(module.training for module in model.modules()):
+            # Switching it for those who train it would end their dropout.
+            raise CapabilityError(
+                f"{type(model).__name__} is in training mode, in which dropout makes every pass "
+                "random; call model.eval() before generating (and model.train() afterwards)"
+            )
+        attention = model.config._attn_implementation
+        if attention != self._attention or (first.dtype, first.device) != (self.dtype, self.device):
+            raise CapabilityError(
+                f"the model has {attention!r} attention, {first.dtype} and {first.device} now, and was loaded "
+                f"with {self._attention!r}, {self.dtype} and {self.device}; load it again after such a change"
+            )
+        weights = self._weights_now()
+        if self._compiled is not None and weights != self._weights:
+            skip_sets = self._compiled.skip_sets
+            self._make_fast()
+            for skip_set in skip_sets:
+                self.compile_view(skip_set)
+        self._weights = weights
 
     @property
     def is_compiled(self) -> bool:
@@ -145,45 +233,16 @@ class TargetModel:
         try:
             self._compiled.prepare(skip_set)
         except Exception as error:  # noqa: BLE001 - as for the whole model
-            self._warn_of("a view of it without some layers", error)
-
-    def _compile(self, stock_logits: torch.Tensor) -> CompiledForward | None:
-        """The compiled forward, or None, with a warning, where there can be none."""
-        try:
-            place, _ = decoder_layers(self.model)
-            self._compiled = CompiledForward(
-                self._view_of, place, list(self._windows), self.num_layers, self._cache_shape.dtype
-            )
-            if self.device.type == "cpu":
-                for name in ("draws", *["attention"] * native.has_fast_products()):
-                    native.load(name)
-            self._compiled.prepare()
-            with torch.inference_mode():
-                probes.check_masks_and_positions(self, stock_logits)
-        except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
-            self._warn_of(type(self.model).__name__, error)
-            return None
-        return self._compiled
-
-    @staticmethod
-    def _warn_of(what: str, error: Exception) -> None:
-        warnings.warn(
-            f"{what} cannot be compiled here "
-            f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); going on "
-            "without, which gives the same output more slowly. compile=False silences this",
-            stacklevel=5,
-        )
+            warn_of("a view of it without some layers", error)
 
     def _make_strict(self) -> None:
         if self._compiled is None:
             raise CapabilityError("strict=True needs a model that can be compiled; leave it out")
-        with torch.inference_mode():
-            # Few keys are tried; that more make no difference is known of our own attention.
-            has_own = self._compiled.has_own_attention
-            self._has_stable_bits = has_own and probes.has_stable_bits(self)
+        if not self._has_stable_bits:
             self.is_strict = True
-            if not self._has_stable_bits:
-                probes.check_strict(self)
+            with torch.inference_mode():
+                check_stable_bits(self)
+        self.is_strict = True
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 - keywords, each of its own kind
@@ -194,9 +253,10 @@ class TargetModel:
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         input_only_ids: Sequence[int] = (),
-        compile: bool = False,
+        compile: Compile = False,
         strict: bool = False,
         int8: bool = False,
+        on_progress: Progress = _say_nothing,
         **hub_options: Any,
     ) -> TargetModel:
         """Load a checkpoint folder, hub id or GGUF file; with `int8` its weights are rounded (`int8.py`).
@@ -208,23 +268,13 @@ class TargetModel:
             CapabilityError: if exact tree decoding cannot work with it; checked before loading
                 weights where the configuration tells.
         """
-        place = parse_device(device)
-        check_source(path)
-        try:
-            check_config(AutoConfig.from_pretrained(**source_keywords(path), **hub_options))
-            how = model_keywords(path, parse_dtype(dtype))
-            model = AutoModelForCausalLM.from_pretrained(**how, **hub_options)
-        except (CapabilityError, ArtifactError):
-            raise
-        except Exception as error:
-            where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
-            raise ArtifactError(
-                f"cannot load a model from {str(path)!r}{where}: {error}"
-            ) from error
-        model = model.to(place) if place is not None else model
+        on_progress("loading weights")
+        model = load_stock(path, dtype, device, hub_options)
         if int8:
             round_to_int8(model)
-        return cls(model, attention, input_only_ids=input_only_ids, compile=compile, strict=strict)
+            compile = "inductor" if compile is True else compile  # whose pieces keep int8 in memory
+        how: dict[str, Any] = {"input_only_ids": input_only_ids, "strict": strict}
+        return cls(model, attention, compile=compile, on_progress=on_progress, **how)
 
     def _set_attention(self, attention: Attention) -> None:
         if attention not in (ATTENTION_NAME, "sdpa", "eager"):
@@ -252,15 +302,13 @@ class TargetModel:
         keys = cache.layers[0].keys
         return CacheShape(len(cache.layers), keys.shape[1], keys.shape[3], keys.dtype, keys.device)
 
-    def _stock_logits(self) -> torch.Tensor:  # [3, V] float32
-        """What the model says to three tokens before anything of it is switched."""
-        token_ids = torch.tensor([probes.three_tokens(self.vocab_size)], device=self.device)
-        logits: torch.Tensor = self.model(input_ids=token_ids, use_cache=False).logits
-        return logits[0].float()
-
     def make_cache(self, num_rows: int, num_slots: int) -> KVCache:
         """An empty cache with room for `num_slots` slots a row."""
-        return KVCache(self._cache_shape, num_rows, num_slots)
+        return KVCache(self.cache_shape, num_rows, num_slots)
+
+    def tree_pass(self, cache: KVCache, token_ids: Sequence[int], layout: TreeLayout) -> TreePass:
+        """A pass over one tree of the first row."""
+        return TreePass(cache, slice(0, 1), [token_ids], [layout], self._masks)
 
     def fingerprint(self) -> str:
         """A hash of the weights' names, shapes and some values; the same in any floating dtype."""
@@ -275,8 +323,8 @@ class TargetModel:
 
     def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Prefill:
         """Cache a prompt (all but its last token), in chunks and without the language-model head."""
-        is_compiled = self._compiled is not None and self.device.type == "cpu"
-        size = _COMPILED_CHUNK if is_compiled else _PREFILL_CHUNK
+        is_inductor = self.is_compiled and not isinstance(self._compiled, NativeForward)
+        size = _COMPILED_CHUNK if is_inductor and self.device.type == "cpu" else _PREFILL_CHUNK
         total: torch.Tensor | None = None
         starts = range(0, len(token_ids), size)
         for start in starts:
@@ -294,7 +342,7 @@ class TargetModel:
         tree_pass = TreePass(cache, row, [token_ids], [chain], self._masks)
         hidden = self._compiled.hidden(tree_pass) if self._compiled is not None else None
         if hidden is None:
-            hidden = self.model.base_model(**self._keywords(tree_pass)).last_hidden_state
+            hidden = self.model.base_model(**self.keywords(tree_pass)).last_hidden_state
         return hidden
 
     def forward(
@@ -355,7 +403,7 @@ class TargetModel:
         tree_pass = TreePass(cache, rows, token_ids, layouts, self._masks)
         if self._compiled is not None and self._compiled.handles(skip_set, tree_pass.num_tokens):
             return self._compiled(skip_set, tree_pass)
-        logits: torch.Tensor = self._view_of(skip_set)(**self._keywords(tree_pass)).logits
+        logits: torch.Tensor = self.view_of(skip_set)(**self.keywords(tree_pass)).logits
         return logits.flatten(0, 1)
 
     def _forward_strict(
@@ -376,15 +424,16 @@ class TargetModel:
             found.append(self._compiled(None, tree_pass)[:most])
         return torch.cat(found)
 
-    def _view_of(self, skip_set: SkipSet | None) -> Any:
+    def view_of(self, skip_set: SkipSet | None) -> Any:
+        """The model without a skip set's sub-layers."""
         return self.model if skip_set is None else self._skip_views(skip_set)
 
     @cached_property
     def _skip_views(self) -> SkipViews:
         return SkipViews(self.model)
 
-    def _keywords(self, tree_pass: TreePass) -> dict[str, Any]:
-        """How a `transformers` model is told."""
+    def keywords(self, tree_pass: TreePass) -> dict[str, Any]:
+        """How a `transformers` model is told of a pass."""
         token_ids, positions = tree_pass.tensors
         masks = tree_pass.masks
         return {

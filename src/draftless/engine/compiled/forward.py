@@ -70,6 +70,11 @@ class CompiledForward:
         """Memory of the prepacked weights, which exist once for all widths and skip sets."""
         return sum(packed.num_bytes for packed in self._packed.values())
 
+    @property
+    def skip_sets(self) -> list[SkipSet]:
+        """What was prepared, but for the whole model."""
+        return [one for one in self._programs if one is not None]
+
     def prepare(self, skip_set: SkipSet | None = None) -> None:
         """Trace and compile the passes that leave out `skip_set`; a second time costs nothing.
 

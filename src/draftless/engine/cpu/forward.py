@@ -80,7 +80,7 @@ class NativeForward:
         whole = Program(lowering, self._dtype, self._pack, lowering.logits)
         body = None
         states = _read_by_head(lowering, model)
-        if states is not None and skip_set is None:
+        if states is not None:
             body = Program(lowering, self._dtype, self._pack, states)
         self._programs[skip_set] = _Programs(whole, body)
 
@@ -91,6 +91,22 @@ class NativeForward:
     def __call__(self, skip_set: SkipSet | None, tree_pass: TreePass) -> torch.Tensor:  # [R*W, V]
         """One pass."""
         return self._programs[skip_set].whole(tree_pass)
+
+    @property
+    def skip_sets(self) -> list[SkipSet]:
+        """What was prepared, but for the whole model."""
+        return [one for one in self._programs if one is not None]
+
+    def states(self, skip_set: SkipSet | None) -> Program:
+        """The pass up to what the head reads.
+
+        Raises:
+            NotLowered: the head is not known.
+        """
+        body = self._programs[skip_set].body
+        if body is None:
+            raise NotLowered("a head that is no linear layer")
+        return body
 
     def hidden(self, tree_pass: TreePass) -> torch.Tensor | None:  # [1, W, hidden]
         """What the head of the whole model would read of one row; None if the head is not known."""

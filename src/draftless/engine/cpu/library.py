@@ -9,9 +9,12 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from draftless.caches import cache_folder
 from draftless.engine.cpu.structures import Request, Step
@@ -48,6 +51,29 @@ def library() -> ctypes.CDLL:
     if not found.is_usable():  # the CPU has AMX, the system does not allow it
         found = _load((_WITHOUT_AMX,))
     return found
+
+
+def moved_slots(data: torch.Tensor, row: int, start: int, path: Sequence[int]) -> bool:
+    """Bring the slots of an accepted path, nodes `path` (ascending) behind `start`, into its order.
+
+    Args:
+        data: the cache, `[Y, 2, B, H, C, D]`.
+        row: of the cache.
+        start: slots that the row holds.
+        path: nodes.
+
+    Returns:
+        Whether it was done here; where the kernels are not in use, nothing is.
+    """
+    if not data.is_cpu or library.cache_info().currsize == 0:
+        return False
+    nodes = (ctypes.c_int64 * len(path))(*path)
+    layers, two, rows, heads, capacity, slot = data.shape
+    library().move_slots(
+        data.data_ptr(), layers * two, rows, heads, capacity, slot * data.itemsize,
+        row, start, ctypes.addressof(nodes), len(path),
+    )  # fmt: skip
+    return True
 
 
 _threads = 1

@@ -9,6 +9,7 @@ most of it waiting for the machinery), and operators (`torch.ops.draftless_cpu`)
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.codecache import CppCodeCache
 
 Operator = Callable[..., Any]
 
@@ -38,6 +38,8 @@ def load(name: str, constants: str = "") -> bool:
         Whether it is there; if not, a warning has said why.
     """
     try:
+        from torch._inductor.codecache import CppCodeCache  # takes seconds, and few need it at once
+
         library = CppCodeCache.load(_source(f"{name}.cpp", constants))
         bound = _bound(name, library._name) if name in _MODULES else {}
     except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
@@ -47,6 +49,22 @@ def load(name: str, constants: str = "") -> bool:
         _LOADED[operator] = getattr(torch.ops.draftless_cpu, operator).default
     _LOADED.update(bound)
     return True
+
+
+_LOADING: dict[tuple[str, str], threading.Thread] = {}
+_WAIT_S = 2.0  # enough to take a file from the disk cache, not to compile it
+
+
+def is_loaded(name: str, constants: str = "") -> bool:
+    """Whether a file is there. It is loaded in the background when somebody asks first; who asks waits for
+    what the disk cache has, and not for the compiler."""
+    key = (name, constants)
+    if key not in _LOADING:
+        thread = threading.Thread(target=load, args=key, daemon=True, name=f"load {name}.cpp")
+        _LOADING[key] = thread
+        thread.start()
+    _LOADING[key].join(_WAIT_S)
+    return not _LOADING[key].is_alive() and load(*key)
 
 
 def _bound(name: str, path: str) -> dict[str, Operator]:

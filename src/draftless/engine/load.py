@@ -1,0 +1,193 @@
+"""From a stock model to a fast and tested forward pass."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from draftless.checkpoint.gguf import model_keywords, source_keywords
+from draftless.checkpoint.weights import load_weights
+from draftless.engine import native
+from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
+from draftless.engine.cpu.forward import NativeForward, states_in_float32
+from draftless.engine.cpu.library import NoCompiler
+from draftless.engine.cpu.values import NotLowered
+from draftless.engine.precision import InFloat32
+from draftless.engine.self_test import SelfTest, check_stable_bits
+from draftless.errors import ArtifactError, CapabilityError, DraftlessError
+from draftless.layout import chain_parents, tree_layout
+from draftless.sublayers import decoder_layers
+
+if TYPE_CHECKING:
+    from draftless.engine.compiled.forward import CompiledForward
+    from draftless.engine.target import TargetModel
+
+Compile = bool | Literal["auto", "inductor"]
+Progress = Callable[[str], None]
+
+log = logging.getLogger("draftless")
+
+_HALVES = (torch.bfloat16, torch.float16)
+_NOISE, _NEAR = 4.0, 0.02  # as in self_test.py
+
+
+def load_stock(
+    path: str | Path,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    hub_options: dict[str, Any],
+) -> PreTrainedModel:
+    """A checkpoint folder, hub id or GGUF file as a `transformers` model.
+
+    Raises:
+        ArtifactError: it cannot be read, or lacks weights.
+        CapabilityError: the configuration tells that exact tree decoding cannot work with it.
+    """
+    place = parse_device(device)
+    check_source(path)
+    try:
+        check_config(AutoConfig.from_pretrained(**source_keywords(path), **hub_options))
+        model = load_weights(**model_keywords(path, parse_dtype(dtype)), **hub_options)
+    except (CapabilityError, ArtifactError):
+        raise
+    except Exception as error:
+        where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
+        raise ArtifactError(
+            f"cannot load a model from {str(path)!r}{where}: {error}"
+        ) from error
+    return model if place is None else model.to(place)
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Whatever a model raises while it is tried is a refusal.
+
+    Raises:
+        CapabilityError: with the first line of what was raised.
+    """
+    try:
+        yield
+    except DraftlessError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CapabilityError(
+            f"{what} cannot run with our cache and attention ({type(error).__name__}: {reason}); "
+            "try attention='eager', or use transformers alone"
+        ) from error
+
+
+def fast_pass(
+    target: TargetModel, test: SelfTest, how: Compile
+) -> NativeForward | CompiledForward | None:
+    """The forward pass that `how` asks for, tested; None stands for the model's own code.
+
+    On a CPU it is the native one. For a model that this does not know `True` takes pieces that Inductor
+    compiles, which needs a minute; `auto` takes the model's own code.
+
+    Raises:
+        CapabilityError: a pass gives something else than the model.
+    """
+    try:
+        if how == "inductor":
+            raise NotLowered("not asked for")
+        return _native(target, test)
+    except (NotLowered, NoCompiler) as error:
+        log.info("no native forward pass for %s: %s", type(target.model).__name__, error)
+    return None if how == "auto" else _inductor(target)
+
+
+def _native(target: TargetModel, test: SelfTest) -> NativeForward:
+    if target.device.type != "cpu":
+        raise NotLowered(f"a model on {target.device}")
+    kinds, shape = list(test.windows), target.cache_shape
+    found = NativeForward(target.view_of, kinds, target.num_layers, target.dtype)
+    with torch.inference_mode():
+        states = states_in_float32(test.view, kinds, target.num_layers)
+        test.check(states, shape, "the native forward pass")
+        found.prepare()
+        found.prepare(test.skip_set)
+        own = found.states(test.skip_set)
+        test.check_rounding(own, test.eager(target, is_wide=False), shape)
+    return found
+
+
+def prove_stable_bits(target: TargetModel) -> bool:
+    """Whether passes are batch-invariant on this model and machine, shown by trying.
+
+    Raises:
+        Nothing: a model whose passes are not is usable, and says so.
+    """
+    try:
+        with torch.inference_mode():
+            check_stable_bits(target)
+    except CapabilityError as error:
+        log.info("%s", error)
+        return False
+    return True
+
+
+def _inductor(target: TargetModel) -> CompiledForward | None:
+    """Pieces that Inductor compiles; None, with a warning, where there can be none."""
+    try:
+        from draftless.engine.compiled.forward import CompiledForward  # imports Inductor: seconds
+
+        place, _ = decoder_layers(target.model)
+        kinds, dtype = list(target.windows), target.cache_shape.dtype
+        found = CompiledForward(target.view_of, place, kinds, target.num_layers, dtype)
+        if target.device.type == "cpu":
+            for name in ("draws", *["attention"] * native.has_fast_products()):
+                native.load(name)
+        found.prepare()
+        with torch.inference_mode():
+            _check_logits(target, found)
+    except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
+        warn_of(type(target.model).__name__, error)
+        return None
+    return found
+
+
+def warn_of(what: str, error: Exception) -> None:
+    """Say that something is not compiled."""
+    warnings.warn(
+        f"{what} cannot be compiled here "
+        f"({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}); going on "
+        "without, which gives the same output more slowly. compile=False silences this",
+        stacklevel=6,
+    )
+
+
+def _check_logits(target: TargetModel, found: CompiledForward) -> None:
+    """Compiled logits may be no further from float32 than a few times what the model's own code rounds.
+
+    Raises:
+        CapabilityError: they are.
+    """
+    tokens = [(7919 * index * index + 1) % target.vocab_size for index in range(16)]
+    siblings = tokens[:1]
+    parents = (*chain_parents(len(tokens)), 0)
+    ids = [*tokens, *siblings]
+
+    def logits(run: Callable[[Any], torch.Tensor]) -> torch.Tensor:
+        cache = target.make_cache(1, len(ids))
+        return run(target.tree_pass(cache, ids, tree_layout(parents))).float()[: len(tokens)]
+
+    def eager(tree_pass: Any) -> torch.Tensor:
+        out: torch.Tensor = target.model(**target.keywords(tree_pass)).logits
+        return out[0]
+
+    with InFloat32() if target.dtype in _HALVES else nullcontext():
+        wide = logits(eager)
+    own, compiled = logits(eager), logits(lambda tree_pass: found(None, tree_pass))
+    errors = [float((one - wide).square().mean().sqrt()) for one in (compiled, own)]
+    if not errors[0] <= _NOISE * errors[1] + _NEAR * float(wide.std()):
+        raise CapabilityError(
+            f"compiled logits are off by {errors[0]:.3g} where the model's own code rounds by {errors[1]:.3g}"
+        )
