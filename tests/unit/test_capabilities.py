@@ -126,7 +126,15 @@ ROPES: dict[str, tuple[dict[str, Any], int]] = {
         64,
     ),
     "dynamic": ({"rope_type": "dynamic", "factor": 4.0}, 512),
-    "linear": ({"rope_type": "linear", "factor": 4.0}, 512),
+    "linear": ({"rope_type": "linear", "factor": 4.0}, 4 * 512),
+    "yarn": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+        4 * 512,
+    ),
+    "yarn, and the context is the scaled one": (
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+        512,
+    ),
     "default": ({"rope_type": "default"}, 512),
 }
 

@@ -50,11 +50,12 @@ class SelfTest:
             the model's code ignores is none.
         skip_set: the layers that are left out of the test; None if all are tried.
         view: the model without these.
+        stock_attention: the name of the attention that the model was tested with.
     """
 
     def __init__(self, model: Any) -> None:
         self._name = type(model).__name__
-        self._stock = model.config._attn_implementation
+        self.stock_attention: str = model.config._attn_implementation
         self._config = model.config.get_text_config()
         self._is_half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         self._head = model.get_output_embeddings()
@@ -85,7 +86,7 @@ class SelfTest:
                 if not difference <= near:
                     raise CapabilityError(
                         f"{self._name} gives other logits {label} with {what} than with its own "
-                        f"{self._stock!r} attention (they differ by {difference:.3g} in float32, at most "
+                        f"{self.stock_attention!r} attention (they differ by {difference:.3g} in float32, at most "
                         f"{near:.2g} is rounding); {_WAY_OUT[label]}"
                     )
 
@@ -174,7 +175,7 @@ class SelfTest:
 
 
 _WAY_OUT = {
-    "of a text": "load it with attention='eager', or with transformers alone",
+    "of a text": "try attention='eager', or use transformers alone",
     "of cached tokens": "it cannot go on from cached tokens; use transformers alone",
     "of a tree": "it does not honour 4-D masks and position ids, so drafts cannot be verified",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from draftless.engine.capabilities import (
 )
 from draftless.engine.compiled.strict import WIDTH
 from draftless.engine.cpu.forward import NativeForward
+from draftless.engine.fingerprint import fingerprint
 from draftless.engine.int8 import round_to_int8
 from draftless.engine.load import (
     Compile,
@@ -39,6 +39,7 @@ from draftless.engine.native import is_loaded
 from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.skip_view import SkipViews
 from draftless.engine.tree_pass import TreePass
+from draftless.engine.watch import Watch
 from draftless.errors import CapabilityError, ConfigError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
@@ -51,15 +52,10 @@ Attention = Literal["draftless", "sdpa", "eager"]
 _HALVES = (torch.bfloat16, torch.float16)
 _PREFILL_CHUNK = 512
 _COMPILED_CHUNK = 128  # our attention weighs what is hidden, too; shorter parts hide less
-_FINGERPRINT_VALUES = 16  # of every parameter
 
 
 def _say_nothing(_: str) -> None:
     """What is told of progress where nobody asks."""
-
-
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +148,7 @@ class TargetModel:
         except Exception:
             model.set_attn_implementation(stock_attention)  # a refused model stays what it was
             raise
-        self._weights = self._weights_now()
+        self._watch = Watch(model)
         self.input_only_ids = tuple(input_only_ids)
         self.first_emitted_id = next(i for i in count() if i not in self.input_only_ids)
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
@@ -188,38 +184,25 @@ class TargetModel:
         if isinstance(self._compiled, NativeForward):
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
 
-    def _weights_now(self) -> tuple[tuple[int, int], ...]:
-        """Changes when a weight does."""
-        return tuple((one.data_ptr(), _version(one)) for one in self.model.parameters())
-
     def check_unchanged(self) -> None:
         """Before requests begin: see to what was done to the model since it was loaded.
 
-        New weights are packed anew.
+        New weights are tested and packed anew.
 
         Raises:
             CapabilityError: its attention, dtype or device are other ones now, or it is in training mode.
         """
-        model, first = self.model, next(self.model.parameters())
-        if any(module.training for module in model.modules()):
-            # Switching it for those who train it would end their dropout.
-            raise CapabilityError(
-                f"{type(model).__name__} is in training mode, in which dropout makes every pass "
-                "random; call model.eval() before generating (and model.train() afterwards)"
-            )
-        attention = model.config._attn_implementation
-        if attention != self._attention or (first.dtype, first.device) != (self.dtype, self.device):
-            raise CapabilityError(
-                f"the model has {attention!r} attention, {first.dtype} and {first.device} now, and was loaded "
-                f"with {self._attention!r}, {self.dtype} and {self.device}; load it again after such a change"
-            )
-        weights = self._weights_now()
-        if self._compiled is not None and weights != self._weights:
-            skip_sets = self._compiled.skip_sets
+        self._watch.check()
+        if self._watch.has_new_weights() and self._compiled is not None:
+            skip_sets, attention = self._compiled.skip_sets, self._attention
+            self._compiled = None
+            self.model.set_attn_implementation(self._test.stock_attention)
+            with torch.inference_mode():
+                self._test = SelfTest(self.model)
+            self.model.set_attn_implementation(attention)
             self._make_fast()
             for skip_set in skip_sets:
                 self.compile_view(skip_set)
-        self._weights = weights
 
     @property
     def is_compiled(self) -> bool:
@@ -312,14 +295,7 @@ class TargetModel:
 
     def fingerprint(self) -> str:
         """A hash of the weights' names, shapes and some values; the same in any floating dtype."""
-        digest = hashlib.sha256()
-        for name, weight in sorted(self.model.named_parameters()):
-            values = weight.detach().flatten()
-            values = values[:: max(1, len(values) // _FINGERPRINT_VALUES)][:_FINGERPRINT_VALUES]
-            # Through bf16: a checkpoint loaded in a narrower or wider dtype is still itself.
-            rounded = values.to(torch.bfloat16).float().cpu().numpy()
-            digest.update(f"{name} {tuple(weight.shape)}".encode() + rounded.tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.model)
 
     def prefill(self, cache: KVCache, row: int, token_ids: Sequence[int]) -> Prefill:
         """Cache a prompt (all but its last token), in chunks and without the language-model head."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from draftless.checkpoint.weights import load_weights
 from draftless.errors import ArtifactError, CapabilityError, ConfigError
 from draftless.manifest import Manifest, read_manifest
 from draftless.training.adaptive_tokens import (
@@ -28,12 +31,21 @@ def start_manifest(config: TrainConfig) -> Manifest | None:
     return read_manifest(config.model) if Path(config.model).is_dir() else None
 
 
-def load(kind: Any, name: str, **options: Any) -> Any:
-    """One of `transformers`' Auto classes from a folder or hub id."""
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """What cannot be read ends in an ArtifactError that names it."""
     try:
-        return kind.from_pretrained(name, **options)
+        yield
+    except ArtifactError:
+        raise
     except Exception as error:
         raise ArtifactError(f"cannot load {name!r}: {error}") from error
+
+
+def load(kind: Any, name: str, **options: Any) -> Any:
+    """One of `transformers`' Auto classes from a folder or hub id."""
+    with reading(name):
+        return kind.from_pretrained(name, **options)
 
 
 def save_tokenizer(tokenizer: Any, config: TrainConfig, output: Path) -> None:
@@ -75,7 +87,9 @@ def make_model(config: TrainConfig, tokenizer: Any) -> tuple[PreTrainedModel, to
         known["vocab_size"] = highest_id(tokenizer) + 1
         shape = type(shape).from_dict({**known, **config.from_scratch})
         return AutoModelForCausalLM.from_config(shape, attn_implementation=attention), dtype
-    model = load(AutoModelForCausalLM, config.model, dtype=torch.float32)
+    with reading(config.model):
+        where = {"pretrained_model_name_or_path": config.model}
+        model = load_weights(**where, dtype=torch.float32)
     if attention is not None:
         model.set_attn_implementation(attention)
     return model, dtype
