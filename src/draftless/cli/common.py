@@ -100,6 +100,9 @@ def load_model(model: str | None, *, threads: int | None = None, **how: Any) -> 
         threads: as `set_up_torch` takes it.
         **how: arguments of `Draftless.from_pretrained`; `compile=None` is its default.
     """
+    from draftless.engine.build import begin_building
+
+    begin_building()  # beside the imports
     with phases("importing torch and transformers") as show:
         if threads is not None:
             set_up_torch(threads)

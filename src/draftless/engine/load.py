@@ -15,9 +15,9 @@ from transformers import AutoConfig, PreTrainedModel
 from draftless.checkpoint.gguf import model_keywords, source_keywords
 from draftless.checkpoint.weights import load_weights
 from draftless.engine import native
+from draftless.engine.build import NoCompiler
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
-from draftless.engine.cpu.library import NoCompiler
 from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
 from draftless.engine.self_test import SelfTest, check_stable_bits
@@ -59,9 +59,7 @@ def load_stock(
         raise
     except Exception as error:
         where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
-        raise ArtifactError(
-            f"cannot load a model from {str(path)!r}{where}: {error}"
-        ) from error
+        raise ArtifactError(f"cannot load a model from {str(path)!r}{where}: {error}") from error
     return model if place is None else model.to(place)
 
 

@@ -128,7 +128,11 @@ class SelfTest:
         chain = tree_layout(chain_parents(num))
         cache = KVCache(shape, 1, 3 * num)
         one_row = slice(0, 1)
-        yield "of a text", states(TreePass(cache, one_row, [self._tokens], [chain], masks)), slice(num)
+        yield (
+            "of a text",
+            states(TreePass(cache, one_row, [self._tokens], [chain], masks)),
+            slice(num),
+        )
         cache.commit(0, range(cached))
         rest = self._tokens[cached:]
         layout = tree_layout(chain_parents(len(rest)))
@@ -193,7 +197,9 @@ def _window(config: Any, window: int) -> Iterator[None]:
 
 def _tokens(vocab_size: int) -> list[int]:
     """Ids from all of the vocabulary."""
-    return [(7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_NUM_TOKENS)]
+    return [
+        (7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_NUM_TOKENS)
+    ]
 
 
 def _few_layers(model: Any, config: Any) -> tuple[SkipSet | None, Any]:

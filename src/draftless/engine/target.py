@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from draftless.engine.attention import ATTENTION_NAME, register_attention
+from draftless.engine.build import begin_building
 from draftless.engine.cache import CacheShape, KVCache, cache_keyword
 from draftless.engine.capabilities import (
     check_compile,
@@ -252,6 +253,7 @@ class TargetModel:
                 weights where the configuration tells.
         """
         on_progress("loading weights")
+        begin_building()
         model = load_stock(path, dtype, device, hub_options)
         if int8:
             round_to_int8(model)

@@ -13,8 +13,8 @@ from draftless.engine.cpu.library import library
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.program import DTYPES, PackedWeight, Program
 from draftless.engine.cpu.record import record
-from draftless.engine.precision import InFloat32
 from draftless.engine.cpu.values import Linear, NotLowered, View
+from draftless.engine.precision import InFloat32
 from draftless.engine.tree_pass import TreePass
 from draftless.skip_set import SkipSet
 

@@ -173,9 +173,7 @@ class Lowering:
             )
         )
 
-    def _elementwise(
-        self, op: str, call: Call, args: Sequence[Any], number: float = 0.0
-    ) -> View:
+    def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
         (result,) = call.results
         if result.dtype not in (*_FLOATS, torch.int64) or (
@@ -252,7 +250,10 @@ class Lowering:
         size = (*sizes[1:], view.axes[-1].size)
         self.nodes.append(
             Instruct(
-                op, size, Placed(out.storage, 0, to), Placed(view.storage, view.first, of),
+                op,
+                size,
+                Placed(out.storage, 0, to),
+                Placed(view.storage, view.first, of),
                 is_rounded=result.dtype == torch.bfloat16,
             )  # fmt: skip
         )  # type: ignore[arg-type]

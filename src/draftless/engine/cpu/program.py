@@ -48,7 +48,13 @@ class PackedWeight:
                 part = part if part.stride(1) == 1 else part.contiguous()
                 rows, inputs = part.shape
                 library().pack_weight(
-                    part.data_ptr(), rows, inputs, part.stride(0), number, first, self.data.data_ptr()
+                    part.data_ptr(),
+                    rows,
+                    inputs,
+                    part.stride(0),
+                    number,
+                    first,
+                    self.data.data_ptr(),
                 )
                 first += rows
         self.bias: torch.Tensor | None = None
@@ -59,9 +65,7 @@ class PackedWeight:
             )
 
 
-Pack = Callable[
-    [Sequence[torch.Tensor], Sequence[torch.Tensor | None], torch.dtype], PackedWeight
-]
+Pack = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor | None], torch.dtype], PackedWeight]
 
 
 class Program:

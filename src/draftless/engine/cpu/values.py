@@ -164,7 +164,9 @@ def broadcast(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:
     ]
 
 
-def merged(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+def merged(
+    sizes: Sequence[int], strides: Sequence[Sequence[int]]
+) -> tuple[list[int], list[list[int]]]:
     """Neighbouring axes made one where all operands allow it, then brought to exactly three.
 
     Args:

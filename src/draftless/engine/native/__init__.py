@@ -1,4 +1,4 @@
-"""What is C++: compiled at run time by the compiler that Inductor uses.
+"""What is C++: compiled at run time (`build.py`).
 
 What it saves is not arithmetic but calls: on small models setting up a library's general operator, a
 handful of NumPy calls or a page of Python on a cache that the weights have just swept takes longer than
@@ -8,7 +8,7 @@ most of it waiting for the machinery), and operators (`torch.ops.draftless_cpu`)
 
 from __future__ import annotations
 
-import re
+import sysconfig
 import threading
 import warnings
 from collections.abc import Callable
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from draftless.engine.build import built
 
 Operator = Callable[..., Any]
 
@@ -38,10 +40,9 @@ def load(name: str, constants: str = "") -> bool:
         Whether it is there; if not, a warning has said why.
     """
     try:
-        from torch._inductor.codecache import CppCodeCache  # takes seconds, and few need it at once
-
-        library = CppCodeCache.load(_source(f"{name}.cpp", constants))
-        bound = _bound(name, library._name) if name in _MODULES else {}
+        path = built(f"{name}.cpp", _torch_flags(), {"constants.h": constants})
+        torch.ops.load_library(path)
+        bound = _bound(name, str(path)) if name in _MODULES else {}
     except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
         warnings.warn(f"{name}.cpp does not compile here, torch takes over: {error}", stacklevel=2)
         return False
@@ -52,19 +53,25 @@ def load(name: str, constants: str = "") -> bool:
 
 
 _LOADING: dict[tuple[str, str], threading.Thread] = {}
-_WAIT_S = 2.0  # enough to take a file from the disk cache, not to compile it
+_WAIT_S = 0.5  # enough to take a file from the disk, not to compile it
 
 
-def is_loaded(name: str, constants: str = "") -> bool:
-    """Whether a file is there. It is loaded in the background when somebody asks first; who asks waits for
-    what the disk cache has, and not for the compiler."""
+def begin_loading(name: str, constants: str = "") -> threading.Thread:
+    """Load a file in the background."""
     key = (name, constants)
     if key not in _LOADING:
         thread = threading.Thread(target=load, args=key, daemon=True, name=f"load {name}.cpp")
         _LOADING[key] = thread
         thread.start()
-    _LOADING[key].join(_WAIT_S)
-    return not _LOADING[key].is_alive() and load(*key)
+    return _LOADING[key]
+
+
+def is_loaded(name: str, constants: str = "") -> bool:
+    """Whether a file is there; it begins to load when somebody asks first. Who asks waits for what the disk
+    has, and not for the compiler."""
+    thread = begin_loading(name, constants)
+    thread.join(_WAIT_S)
+    return not thread.is_alive() and load(name, constants)
 
 
 def _bound(name: str, path: str) -> dict[str, Operator]:
@@ -77,15 +84,24 @@ def _bound(name: str, path: str) -> dict[str, Operator]:
     return {key: value for key, value in vars(module).items() if not key.startswith("_")}
 
 
-def _source(file: str, constants: str) -> str:
-    """A file with what it includes of this folder: the compiler is given one text."""
-    text = Path(__file__).with_name(file).read_text(encoding="utf-8")
-    return re.sub(
-        r'^#include "(.+)"$',
-        lambda found: constants if found[1] == "constants.h" else _source(found[1], constants),
-        text,
-        flags=re.MULTILINE,
-    )
+def _torch_flags() -> list[str]:
+    """What a file that includes torch's headers needs."""
+    root = Path(torch.__file__).parent
+    include = root / "include"
+    folders = [
+        include,
+        include / "torch" / "csrc" / "api" / "include",
+        sysconfig.get_path("include"),
+    ]
+    abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+    return [
+        *(f"-I{folder}" for folder in folders),
+        f"-D_GLIBCXX_USE_CXX11_ABI={abi}",
+        "-DTORCH_API_INCLUDE_EXTENSION_H",
+        "-fopenmp",
+        f"-L{root / 'lib'}",
+        "-ltorch", "-ltorch_cpu", "-lc10", "-ltorch_python",
+    ]  # fmt: skip
 
 
 def operator(name: str) -> Operator | None:

@@ -1,0 +1,122 @@
+"""The C++ of `native/`: compiled by the system's compiler once for a machine, then taken from the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from draftless.caches import cache_folder
+
+_FOLDER = Path(__file__).parent / "native"
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-std=c++20",
+    "-ffp-contract=off",
+    "-pthread",
+    "-fPIC",
+    "-shared",
+    "-w",
+)
+
+_LOCKS: dict[str, threading.Lock] = {}
+
+
+class NoCompiler(Exception):  # noqa: N818 - a fact about the machine
+    """There is no C++ compiler, or it refuses the code."""
+
+
+def built(file: str, flags: Sequence[str] = (), given: Mapping[str, str] | None = None) -> Path:
+    """The shared library of a C++ file.
+
+    Args:
+        file: of `native/`.
+        flags: more flags of the compiler.
+        given: texts of headers that are no files.
+
+    Raises:
+        NoCompiler: there is none, or it refuses the file, or its output can be written nowhere.
+    """
+    with _LOCKS.setdefault(file, threading.Lock()):  # who comes second takes what the first made
+        return _built(file, flags, dict(given or {}))
+
+
+def begin_building() -> None:
+    """Compile the kernels of the forward pass in the background, if this machine has not yet."""
+    threading.Thread(target=_try_to_build, daemon=True, name="compile forward.cpp").start()
+
+
+def _try_to_build() -> None:
+    with contextlib.suppress(NoCompiler):  # who needs it is told then
+        built("forward.cpp")
+
+
+def _built(file: str, flags: Sequence[str], given: dict[str, str]) -> Path:
+    path = compiler()
+    if path is None:
+        raise NoCompiler("there is no C++ compiler (g++ or clang++)")
+    source = _source(file, given)
+    parts = (source, path, *_FLAGS, *flags, _processor())
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    name = f"{Path(file).stem}-{key}.so"
+    for folder in (cache_folder() / "native", Path(tempfile.gettempdir()) / "draftless-native"):
+        found = folder / name
+        if found.is_file():
+            return found
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _compile([path, *_FLAGS], flags, source, found)
+        except OSError:
+            continue
+    raise NoCompiler(f"compiled code cannot be written to {folder}")
+
+
+def compiler() -> str | None:
+    """The C++ compiler, or None: `$CXX`, else `g++`, else `clang++`."""
+    names = [os.environ.get("CXX"), "g++", "clang++"]
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+def _compile(command: Sequence[str], flags: Sequence[str], source: str, file: Path) -> Path:
+    """Compile beside the wanted place and rename, so that no process meets half of a file."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        text, out = Path(folder, "source.cpp"), Path(folder, "library.so")
+        text.write_text(source, encoding="utf-8")
+        done = subprocess.run(
+            [*command, str(text), "-o", str(out), *flags],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise NoCompiler(f"{command[0]} refuses {file.stem}: {done.stderr.strip()[:400]}")
+        out.replace(file)
+    return file
+
+
+def _source(file: str, given: dict[str, str]) -> str:
+    """A file with what it includes of this folder, as one text; each header once."""
+    if file in given:
+        text, given[file] = given[file], ""
+        return text
+    given[file] = ""
+    text = (_FOLDER / file).read_text(encoding="utf-8").replace("#pragma once\n", "")
+    return re.sub(
+        r'^#include "(.+)"$', lambda found: _source(found[1], given), text, flags=re.MULTILINE
+    )
+
+
+def _processor() -> str:
+    """What `-march=native` stands for."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted(set(re.findall(r"^(?:flags|Features|model name)\s*:.*$", text, re.M))))
