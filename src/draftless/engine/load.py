@@ -18,6 +18,7 @@ from draftless.engine import native
 from draftless.engine.build import NoCompiler
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
+from draftless.engine.cpu.paging import page_out
 from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
 from draftless.engine.self_test import SelfTest, check_stable_bits
@@ -106,6 +107,8 @@ def _native(target: TargetModel, test: SelfTest) -> NativeForward:
     if target.device.type != "cpu":
         raise NotLowered(f"a model on {target.device}")
     kinds, shape = list(test.windows), target.cache_shape
+    for weight in target.model.parameters():  # the test read all of them
+        page_out(weight)
     found = NativeForward(target.view_of, kinds, target.num_layers, target.dtype)
     with torch.inference_mode():
         states = states_in_float32(test.view, kinds, target.num_layers)

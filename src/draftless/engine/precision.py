@@ -25,6 +25,8 @@ class InFloat32(TorchDispatchMode):
             parts = [functional.linear(_wide(x), part.float()) for part in weight.split(_ROWS)]
             out = torch.cat(parts, dim=-1)
             return out if not bias or bias[0] is None else out + bias[0].float()
+        if func is torch.ops.aten.embedding.default:  # its rows alone, not the whole table
+            return _wide(func(*args, **kwargs or {}))
         return func(*tree_map(_wide, args), **tree_map(_wide, kwargs or {}))
 
 

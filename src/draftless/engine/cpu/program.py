@@ -10,6 +10,7 @@ import torch
 from draftless.engine.cpu import structures
 from draftless.engine.cpu.library import library, use_threads
 from draftless.engine.cpu.lower import Lowering
+from draftless.engine.cpu.paging import page_out
 from draftless.engine.cpu.schedule import Schedule, TokensStep, base_of, schedule
 from draftless.engine.cpu.values import Attend, Instruct, Linear, NotLowered, Placed, Storage, View
 from draftless.engine.tree_pass import TreePass
@@ -57,6 +58,7 @@ class PackedWeight:
                     self.data.data_ptr(),
                 )
                 first += rows
+            page_out(weight)
         self.bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
