@@ -137,11 +137,10 @@ class KVCache:
         """
         start = self.lengths[row]
         in_place = next((i for i, node in enumerate(path) if node != i), len(path))
-        if in_place < len(path):
-            if not moved_slots(self.data, row, start, path):
-                moved = torch.tensor(path[in_place:], device=self.shape.device) + start
-                kept = self.data[:, :, row].index_select(3, moved)
-                self.data[:, :, row, :, start + in_place : start + len(path)] = kept
+        if in_place < len(path) and not moved_slots(self.data, row, start, path):
+            moved = torch.tensor(path[in_place:], device=self.shape.device) + start
+            kept = self.data[:, :, row].index_select(3, moved)
+            self.data[:, :, row, :, start + in_place : start + len(path)] = kept
         self.lengths[row] = start + len(path)
 
     def wipe(self) -> None:

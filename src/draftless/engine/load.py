@@ -59,9 +59,7 @@ def load_stock(
         raise
     except Exception as error:
         where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
-        raise ArtifactError(
-            f"cannot load a model from {str(path)!r}{where}: {error}"
-        ) from error
+        raise ArtifactError(f"cannot load a model from {str(path)!r}{where}: {error}") from error
     return model if place is None else model.to(place)
 
 

@@ -20,7 +20,7 @@ from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
 from draftless.engine.tree import prune, select
 from draftless.engine.verify import walk
-from draftless.errors import CapabilityError, ConfigError, InputError
+from draftless.errors import ConfigError, InputError
 from draftless.noise import KeyedNoise
 from draftless.params import SamplingParams
 from draftless.types import Drafter, DraftTree, Row, Statistics, StepRecord

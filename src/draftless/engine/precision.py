@@ -13,11 +13,14 @@ _HALVES = (torch.bfloat16, torch.float16)
 _ROWS = 8192  # of a weight that are widened at once
 
 
-class InFloat32(TorchDispatchMode):
+class InFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, every operator reads half-precision tensors as float32 and gives float32.
 
     Weights are widened one operator at a time, so the most that is needed at once is a part of one.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.linear.default and args[1].dtype in _HALVES:

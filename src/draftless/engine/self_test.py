@@ -115,7 +115,7 @@ class SelfTest:
         def states(tree_pass: TreePass) -> torch.Tensor:
             with InFloat32() if is_wide and self._is_half else nullcontext():
                 keywords = target.keywords(tree_pass)
-                found = self.view.base_model(**keywords).last_hidden_state
+                found: torch.Tensor = self.view.base_model(**keywords).last_hidden_state
             return found.flatten(0, 1)
 
         return states
@@ -128,7 +128,11 @@ class SelfTest:
         chain = tree_layout(chain_parents(num))
         cache = KVCache(shape, 1, 3 * num)
         one_row = slice(0, 1)
-        yield "of a text", states(TreePass(cache, one_row, [self._tokens], [chain], masks)), slice(num)
+        yield (
+            "of a text",
+            states(TreePass(cache, one_row, [self._tokens], [chain], masks)),
+            slice(num),
+        )
         cache.commit(0, range(cached))
         rest = self._tokens[cached:]
         layout = tree_layout(chain_parents(len(rest)))
@@ -158,8 +162,8 @@ class SelfTest:
 
     def _choose_windows(self) -> list[tuple[dict[str, int | None], torch.Tensor]]:
         """Windows and what the stock model gives with them; whether its code has any is seen from that."""
-        own = getattr(self._config, "sliding_window", None)
-        if not any(self.windows.values()):
+        own: int = max((window or 0 for window in self.windows.values()), default=0)
+        if not own:
             return [(self.windows, self._of_stock())]
         with _window(self._config, _WINDOW):
             short = self._of_stock()
@@ -193,7 +197,9 @@ def _window(config: Any, window: int) -> Iterator[None]:
 
 def _tokens(vocab_size: int) -> list[int]:
     """Ids from all of the vocabulary."""
-    return [(7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_NUM_TOKENS)]
+    return [
+        (7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_NUM_TOKENS)
+    ]
 
 
 def _few_layers(model: Any, config: Any) -> tuple[SkipSet | None, Any]:

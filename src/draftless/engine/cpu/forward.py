@@ -13,8 +13,8 @@ from draftless.engine.cpu.library import library
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.program import DTYPES, PackedWeight, Program
 from draftless.engine.cpu.record import record
-from draftless.engine.precision import InFloat32
 from draftless.engine.cpu.values import Linear, NotLowered, View
+from draftless.engine.precision import InFloat32
 from draftless.engine.tree_pass import TreePass
 from draftless.skip_set import SkipSet
 
@@ -137,9 +137,15 @@ def states_in_float32(model: Any, kinds: Sequence[str], num_layers: int) -> Prog
     states = _read_by_head(lowering, model)
     if states is None:
         raise NotLowered("a head that is no linear layer")
-    return Program(
-        lowering, torch.float32, lambda *what: PackedWeight(*what, HugePages().empty), states
-    )
+
+    def pack(
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+        dtype: torch.dtype,
+    ) -> PackedWeight:
+        return PackedWeight(weights, biases, dtype, HugePages().empty)
+
+    return Program(lowering, torch.float32, pack, states)
 
 
 def _read_by_head(lowering: Lowering, model: Any) -> View | None:

@@ -156,26 +156,21 @@ class Lowering:
             [out.axes[i].size for i in inner],
             [[axes[i].stride for i in inner] for axes in (out.axes, *lists)],
         )
-        first, *others = [tuple(one) for one in strides]
-        placed = [
-            Placed(one.storage if isinstance(one, View) else one.tensor,
-                   one.first if isinstance(one, View) else 0, them)  # type: ignore[arg-type]
-            for one, them in zip(operands, others, strict=True)
-        ]  # fmt: skip
-        self.nodes.append(
-            Instruct(
-                op,
-                tuple(sizes),  # type: ignore[arg-type]
-                Placed(out.storage, out.first, first),  # type: ignore[arg-type]
-                *placed,
-                is_rounded=out.dtype == torch.bfloat16,
-                number=number,
-            )
+        first, *others = map(_three, strides)
+        a, b = _filled(
+            [
+                Placed(one.storage, one.first, them)
+                if isinstance(one, View)
+                else Placed(one.tensor, 0, them)
+                for one, them in zip(operands, others, strict=True)
+            ],
+            (None, None),
         )
+        is_rounded = out.dtype == torch.bfloat16
+        to = Placed(out.storage, out.first, first)
+        self.nodes.append(Instruct(op, _three(sizes), to, a, b, is_rounded, number))
 
-    def _elementwise(
-        self, op: str, call: Call, args: Sequence[Any], number: float = 0.0
-    ) -> View:
+    def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
         (result,) = call.results
         if result.dtype not in (*_FLOATS, torch.int64) or (
@@ -247,15 +242,11 @@ class Lowering:
         )
         if sizes[0] != 1:
             raise NotLowered("a sum over four axes")
-        to, of = ((*one[1:], 0) for one in strides)
-        of = (*of[:2], 1)
-        size = (*sizes[1:], view.axes[-1].size)
-        self.nodes.append(
-            Instruct(
-                op, size, Placed(out.storage, 0, to), Placed(view.storage, view.first, of),
-                is_rounded=result.dtype == torch.bfloat16,
-            )  # fmt: skip
-        )  # type: ignore[arg-type]
+        to, of = (_three((*one[1:], last)) for one, last in zip(strides, (0, 1), strict=True))
+        size = _three((*sizes[1:], view.axes[-1].size))
+        is_rounded = result.dtype == torch.bfloat16
+        a = Placed(view.storage, view.first, of)
+        self.nodes.append(Instruct(op, size, Placed(out.storage, 0, to), a, is_rounded=is_rounded))
         if result.dim() < len(out.axes):
             return View(out.storage, out.axes[:-1], 0, out.dtype)
         return out
@@ -433,7 +424,7 @@ class Lowering:
         before, product = 1, 1
         for axis in view.axes[:at]:
             before *= axis.size
-        for index, size in enumerate(shape):
+        for index, size in enumerate(shape):  # noqa: B007 - where to cut
             if product == before and size == NUM_TOKENS:
                 break
             product *= size
@@ -523,6 +514,11 @@ class Lowering:
 def _filled(args: Sequence[Any], defaults: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments of an operator, the missing ones by default."""
     return (*args, *defaults[len(args) :])[: len(defaults)]
+
+
+def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
+    first, second, third = numbers
+    return first, second, third
 
 
 def _cut(view: View, axis: int, start: int, size: int, step: int = 1) -> View:

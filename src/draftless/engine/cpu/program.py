@@ -43,12 +43,19 @@ class PackedWeight:
         self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, number))
         first = 0
         for weight in weights:
-            for part in weight.split(_PACKED_ROWS):  # a copy in another form is never a whole one
-                part = part.to(dtype)
+            parts = weight.split(_PACKED_ROWS)  # type: ignore[no-untyped-call]
+            for read in parts:  # a copy in another form is never a whole one
+                part = read.to(dtype)
                 part = part if part.stride(1) == 1 else part.contiguous()
                 rows, inputs = part.shape
                 library().pack_weight(
-                    part.data_ptr(), rows, inputs, part.stride(0), number, first, self.data.data_ptr()
+                    part.data_ptr(),
+                    rows,
+                    inputs,
+                    part.stride(0),
+                    number,
+                    first,
+                    self.data.data_ptr(),
                 )
                 first += rows
         self.bias: torch.Tensor | None = None
@@ -59,9 +66,7 @@ class PackedWeight:
             )
 
 
-Pack = Callable[
-    [Sequence[torch.Tensor], Sequence[torch.Tensor | None], torch.dtype], PackedWeight
-]
+Pack = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor | None], torch.dtype], PackedWeight]
 
 
 class Program:
