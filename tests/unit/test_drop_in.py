@@ -55,7 +55,7 @@ def model(stock: Any) -> Draftless:
         {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=9)},
         {"generation_config": GenerationConfig(max_new_tokens=9), "do_sample": False},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),  # values show addresses, and xdist wants equal names
 )  # fmt: skip
 def test_the_same_ids(model: Draftless, stock: Any, options: dict[str, Any]) -> None:
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from draftless.checkpoint.gguf import model_keywords, source_keywords
 from draftless.checkpoint.weights import load_weights
 from draftless.engine import native
+from draftless.engine.attention import ATTENTION_NAME
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
 from draftless.engine.cpu.library import NoCompiler
@@ -105,6 +106,8 @@ def fast_pass(
 def _native(target: TargetModel, test: SelfTest) -> NativeForward:
     if target.device.type != "cpu":
         raise NotLowered(f"a model on {target.device}")
+    if (attention := target.model.config._attn_implementation) != ATTENTION_NAME:
+        raise NotLowered(f"{attention!r} attention")
     kinds, shape = list(test.windows), target.cache_shape
     found = NativeForward(target.view_of, kinds, target.num_layers, target.dtype)
     with torch.inference_mode():
