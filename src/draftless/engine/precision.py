@@ -28,10 +28,16 @@ class InFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
             parts = [functional.linear(_wide(x), part.float()) for part in weight.split(_ROWS)]
             out = torch.cat(parts, dim=-1)
             return out if not bias or bias[0] is None else out + bias[0].float()
+        if func.is_view:  # of a weight: stays half precision until something is computed
+            return func(*tree_map(_wide_dtype, args), **tree_map(_wide_dtype, kwargs or {}))
         return func(*tree_map(_wide, args), **tree_map(_wide, kwargs or {}))
 
 
 def _wide(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dtype in _HALVES:
         return value.float()
+    return _wide_dtype(value)
+
+
+def _wide_dtype(value: Any) -> Any:
     return torch.float32 if isinstance(value, torch.dtype) and value in _HALVES else value

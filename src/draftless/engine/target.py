@@ -137,7 +137,7 @@ class TargetModel:
                 self._masks = MaskBuilder(
                     self.windows, self._groups, self.cache_shape.dtype, self.device
                 )
-                states = self._test.eager(self, is_wide=True)
+                states = self._test.eager(self)
                 what = f"{attention!r} attention"
                 self._test.check(states, self.cache_shape, what, self._groups)
             if compile:

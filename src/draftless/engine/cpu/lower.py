@@ -54,6 +54,7 @@ class Lowering:
     Attributes:
         nodes: in order; some may serve nothing.
         logits: the result.
+        states: what comes before the head; None if it depends on no token.
         token_ids, positions: the storage of these two.
 
     Raises:
@@ -80,6 +81,7 @@ class Lowering:
         if id(recording.logits) not in self._values:
             raise NotLowered("logits that depend on no token")
         self.logits = self._values[id(recording.logits)]
+        self.states = self._values.get(id(recording.states))
 
     def _is_of_tokens(self, call: Call) -> bool:
         for one in (*call.args, *call.kwargs.values()):
