@@ -326,7 +326,7 @@ def test_other_attention_is_not_trusted_with_stable_bits() -> None:
     model = copy.deepcopy(stock_model("gemma2", "fp32")).to(torch.bfloat16)
     compiled = TargetModel(model, compile="inductor")
     assert compiled._compiled is not None
-    assert not compiled._compiled.has_own_attention
+    assert not compiled._compiled.has_own_operators
 
 
 def test_strict_is_refused_where_bits_move(

@@ -41,7 +41,7 @@ class NativeForward:
         NoCompiler: this machine has no compiler for the kernels.
     """
 
-    has_own_attention = True
+    has_own_operators = True
 
     def __init__(
         self,
