@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,7 +197,8 @@ def test_a_checkpoint_without_some_weights_is_refused(
     ):
         Draftless.from_pretrained(folder, drafter="none")
     data = tmp_path / "data.jsonl"
-    data.write_text('{"prompt": "a", "response": "b"}\n' * 100)
+    lines = [json.dumps({"prompt": f"question {i}", "response": f"{i * i}"}) for i in range(99)]
+    data.write_text("\n".join(lines))
     options = ["--model", str(folder), "--data", str(data), "--output", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["train", "msn", *options])
     assert isinstance(result.exception, ArtifactError), result.output
