@@ -20,6 +20,7 @@ from draftless.encoding import PromptEncoder
 from draftless.engine.adapters import load_adapter_target
 from draftless.engine.capabilities import check_source
 from draftless.engine.generation_config import Params, resolve_params
+from draftless.engine.load import Compile, Progress
 from draftless.engine.loop import Request, decode
 from draftless.engine.requests import (
     batches_of,
@@ -29,7 +30,6 @@ from draftless.engine.requests import (
     output_of,
     padding_of,
 )
-from draftless.engine.load import Compile, Progress
 from draftless.engine.target import Attention, TargetModel
 from draftless.errors import ConfigError, InputError
 from draftless.inputs import Prompts, read_call, read_prompts

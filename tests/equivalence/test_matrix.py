@@ -1,7 +1,8 @@
 """The wall: in every cell, every drafter writes exactly what plain decoding writes.
 
 Greedy cells are held against `transformers.generate` on the stock model with its own eager
-attention, sampled ones against our `none` drafter, run alone. A drafter that enters the registry
+attention, sampled ones (and those in bf16, which the native pass alone makes exact) against our `none`
+drafter, run alone. A drafter that enters the registry
 enters here by itself; the replay drafter makes sure that each cell could have failed. SDSAT with its
 steps and lengths, as if its model had been trained, layer skipping with another skip set for every row
 (none, half and all sub-layers), and other variants take turns; with `--full` all of them go through
@@ -20,7 +21,7 @@ from draftless.types import Drafter
 from support.drafters import PLANTED, VARIANTS, PlantedSDSAT, SkipSetPerRow, registered
 from support.driving import Job, run
 from support.matrix import ROWS, Cell, Plain, all_cells, compiled_cells, pairwise, plain_text
-from support.models import FAMILIES, FAMILIES_COMPILED, target
+from support.models import FAMILIES, FAMILIES_OF_INDUCTOR, INDUCTOR, target
 from support.replay import EVERYTHING, ReplayDrafter, coverage
 
 
@@ -29,7 +30,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     cells = all_cells()
     selected = pairwise(cells)
-    others = compiled_cells(name for name in FAMILIES if name not in FAMILIES_COMPILED)
+    other_families = [name for name in FAMILIES if name not in FAMILIES_OF_INDUCTOR]
+    others = compiled_cells(other_families, INDUCTOR, ("fp32",))
     rest = [cell for cell in [*cells, *others] if cell not in set(selected)]
     every = range(max(len(PLANTED), len(VARIANTS)))
     full = [pytest.param(cell, every, id=str(cell), marks=pytest.mark.full) for cell in rest]

@@ -17,6 +17,7 @@ from transformers import LlamaConfig
 
 from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.registry import DRAFTERS
+from draftless.engine.load import Compile
 from draftless.engine.native import has_fast_products
 from draftless.engine.target import TargetModel
 from draftless.params import SamplingParams
@@ -34,11 +35,15 @@ ROWS = [(9,), (5, 30, 2)]
 
 
 @cache
-def broken_target(family: str, *, compile: bool) -> TargetModel:
-    model = copy.deepcopy(stock_model(family, "fp32"))
-    target = TargetModel(model, compile=compile)
+def broken_target(family: str, *, compile: Compile) -> TargetModel:
+    return break_a_token(TargetModel(copy.deepcopy(stock_model(family, "fp32")), compile=compile))
+
+
+def break_a_token(target: TargetModel) -> TargetModel:
     with torch.no_grad():
-        model.get_input_embeddings().weight[BROKEN] = torch.nan
+        target.model.get_input_embeddings().weight[BROKEN] = torch.nan
+    # Embeddings are read where they lie. A test of the new weights would meet the token.
+    assert target._watch.has_new_weights()
     return target
 
 
@@ -73,10 +78,17 @@ class BrokenPasses(NullDrafter):
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 @pytest.mark.parametrize("options", MODES, ids=str)
 @pytest.mark.parametrize(
-    ("family", "compile"), [("llama", False), ("mistral", False), ("llama", True)]
+    ("family", "compile"),
+    [
+        ("llama", False),
+        ("mistral", False),
+        ("llama", True),
+        ("mistral", True),
+        ("llama", "inductor"),
+    ],
 )
 def test_what_is_hidden_stays_hidden(
-    family: str, compile: bool, options: dict[str, float], rows: tuple[int, ...]
+    family: str, compile: Compile, options: dict[str, float], rows: tuple[int, ...]
 ) -> None:
     target = broken_target(family, compile=compile)
     jobs = [
@@ -100,11 +112,11 @@ def test_what_is_hidden_stays_hidden(
         assert "broken" not in name or num_steps == [20] * len(jobs), "nothing of it is accepted"
 
 
-@pytest.mark.skipif(not has_fast_products(), reason="elsewhere bits depend on the tree")
-def test_in_our_own_attention() -> None:
-    target = half_precision_model()
-    with torch.no_grad():
-        target.model.get_input_embeddings().weight[BROKEN] = torch.nan
+@pytest.mark.parametrize("compile", [True, "inductor"])
+def test_in_half_precision(compile: Compile) -> None:
+    if compile == "inductor" and not has_fast_products():
+        pytest.skip("there bits depend on the tree")
+    target = break_a_token(half_precision_model(compile=compile))
     job = Job([3, 5, 8, 5], SamplingParams(max_new_tokens=20, suppress_tokens=[BROKEN]))
     (plain,) = run(target, NullDrafter(), [job])
     for drafter in (BrokenDrafts(), BrokenPasses()):

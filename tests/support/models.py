@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from draftless.engine.cpu.forward import NativeForward
 from draftless.engine.target import Attention, TargetModel
 
 VOCAB_SIZE = 61  # odd, so that nothing is aligned by chance
@@ -76,13 +77,13 @@ FAMILIES = {
     "phi3": Family(lambda: hf.Phi3Config(**_GROUPED)),
     "olmo2": Family(lambda: hf.Olmo2Config(**_GROUPED)),
 }
-COMPILED = "compiled"
-"""Stands for our attention in a compiled model, wherever an attention is asked for."""
+NATIVE, INDUCTOR = "native", "inductor"
+"""Stand for our attention in the native pass or in pieces of Inductor's, wherever an attention is asked for."""
 
-FAMILIES_COMPILED = ("llama", "gemma2")  # in the quick tests; `--full` compiles them all
+FAMILIES_OF_INDUCTOR = ("llama", "gemma2")  # in the quick tests; `--full` compiles them all
 
 WINDOWED = tuple(name for name, family in FAMILIES.items() if family.has_window)
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @cache
@@ -107,8 +108,13 @@ def build_model(config: PreTrainedConfig, dtype: str = "fp64", seed: int = 0) ->
 def target(family: str, dtype: str = "fp64", attention: str = "draftless") -> TargetModel:
     """Our view of a copy of `stock_model`."""
     model = copy.deepcopy(stock_model(family, dtype))
-    if attention == COMPILED:
-        compiled = TargetModel(model, compile=True)
+    if attention == NATIVE:
+        native = TargetModel(model, compile=True)
+        assert isinstance(native._compiled, NativeForward)
+        assert native.is_reproducible
+        return native
+    if attention == INDUCTOR:
+        compiled = TargetModel(model, compile="inductor")
         assert compiled.is_compiled
         return compiled
     return TargetModel(model, attention)  # type: ignore[arg-type]

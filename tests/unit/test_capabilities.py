@@ -84,6 +84,7 @@ def test_attention_with_extras_is_found_out_by_trying() -> None:
     config = hf.GptOssConfig(
         **SMALL, num_key_value_heads=2, head_dim=8, num_local_experts=2, num_experts_per_tok=1,
         sliding_window=8, max_position_embeddings=64, initializer_range=0.3,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
     )  # fmt: skip
     model = hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for layer in model.model.layers:

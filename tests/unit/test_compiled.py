@@ -1,4 +1,4 @@
-"""The compiled forward: what the eager one says, from few pieces, once, and not without a compiler."""
+"""Pieces compiled by Inductor: what the eager one says, from few pieces, once, and not without a compiler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from draftless import Draftless
-from draftless.engine import probes
 from draftless.engine import target as target_module
 from draftless.engine.cache import KVCache
 from draftless.engine.compiled import linears
@@ -30,7 +29,14 @@ from support.half_precision import (
     strict_target,
     use_torchs_attention,
 )
-from support.models import FAMILIES_COMPILED, VOCAB_SIZE, prompt_ids, stock_model, target
+from support.models import (
+    FAMILIES_OF_INDUCTOR,
+    INDUCTOR,
+    VOCAB_SIZE,
+    prompt_ids,
+    stock_model,
+    target,
+)
 
 WIDTHS = (1, 2, 7, 16, 33)
 SKIP_SETS = (SkipSet((0,), (1,)), SkipSet((0, 1), ()), SkipSet((0, 1), (0, 1)))
@@ -62,24 +68,24 @@ def logits_of(
         return torch.stack(model.forward(cache, [ids] * rows, [layout] * rows, skip_set=skip_set))
 
 
-@pytest.mark.parametrize("family", FAMILIES_COMPILED)
+@pytest.mark.parametrize("family", FAMILIES_OF_INDUCTOR)
 @pytest.mark.parametrize("lengths", [(20,), (20, 20), (31, 3, 12)])
 def test_it_says_what_the_model_says(family: str, lengths: tuple[int, ...]) -> None:
     """Also beyond the sliding window (8), and for rows of unequal length."""
     for width in WIDTHS:
         wanted = logits_of(target(family, "fp32"), width, lengths)
-        found = logits_of(target(family, "fp32", "compiled"), width, lengths)
+        found = logits_of(target(family, "fp32", INDUCTOR), width, lengths)
         torch.testing.assert_close(found, wanted, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES_COMPILED)
+@pytest.mark.parametrize("family", FAMILIES_OF_INDUCTOR)
 @torch.inference_mode()
 def test_a_prompt_is_read_as_the_model_reads_it(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same keys and values and the same mean, over the bounds of parts, without the eager model."""
     token_ids, found = prompt_ids(70, 2), []
-    for compile_option in ((), ("compiled",)):
+    for compile_option in ((), (INDUCTOR,)):
         model = target(family, "fp32", *compile_option)
         if compile_option:
             monkeypatch.setattr(target_module, "_COMPILED_CHUNK", 32)
@@ -94,7 +100,7 @@ def test_a_prompt_is_read_as_the_model_reads_it(
 
 @torch.inference_mode()
 def test_a_row_that_feeds_nothing_is_padding() -> None:
-    eager, compiled = target("llama", "fp32"), target("llama", "fp32", "compiled")
+    eager, compiled = target("llama", "fp32"), target("llama", "fp32", INDUCTOR)
     found = []
     for model in (eager, compiled):
         cache = filled(model, (9, 4))
@@ -103,10 +109,10 @@ def test_a_row_that_feeds_nothing_is_padding() -> None:
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES_COMPILED)
+@pytest.mark.parametrize("family", FAMILIES_OF_INDUCTOR)
 def test_nothing_is_compiled_after_the_start(family: str) -> None:
     """No width, length, number of rows or capacity asks for other code; layers share theirs."""
-    model = target(family, "fp32", "compiled")
+    model = target(family, "fp32", INDUCTOR)
     assert model._compiled is not None
     before = model._compiled.num_compiled, counters["inductor"].copy()
     for width in (1, 2, 3, 64):
@@ -121,7 +127,7 @@ def test_layers_share_their_code() -> None:
     for num_layers in (2, 10):
         config = copy.deepcopy(stock_model("llama", "fp32").config)
         config.num_hidden_layers = num_layers
-        model = TargetModel(AutoModelForCausalLM.from_config(config), compile=True)
+        model = TargetModel(AutoModelForCausalLM.from_config(config), compile="inductor")
         assert model._compiled is not None
         compiled.append(model._compiled.num_compiled)
     assert compiled == [8, 8]
@@ -129,7 +135,7 @@ def test_layers_share_their_code() -> None:
 
 @pytest.mark.parametrize("skip_set", SKIP_SETS)
 def test_views_are_compiled_from_the_same_pieces(skip_set: SkipSet) -> None:
-    eager, compiled = target("llama", "fp32"), target("llama", "fp32", "compiled")
+    eager, compiled = target("llama", "fp32"), target("llama", "fp32", INDUCTOR)
     assert compiled._compiled is not None
     compiled.compile_view(skip_set)
     assert compiled._compiled.handles(skip_set, 4)
@@ -142,7 +148,7 @@ def test_views_are_compiled_from_the_same_pieces(skip_set: SkipSet) -> None:
 
 
 def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
-    compiled = target("gemma2", "fp32", "compiled")
+    compiled = target("gemma2", "fp32", INDUCTOR)
     skip_set = SkipSet((1,), (1,))
     assert compiled._compiled is not None
     assert not compiled._compiled.handles(skip_set, 1)
@@ -153,7 +159,7 @@ def test_a_view_that_was_not_compiled_runs_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_cache_goes_with_its_request(dtype: str) -> None:
     """Nothing that a pass works on stays in the thread."""
-    model = half_precision_model() if dtype == "bf16" else target("llama", "fp32", "compiled")
+    model = half_precision_model() if dtype == "bf16" else target("llama", "fp32", INDUCTOR)
     cache = filled(model, (9,))
     with torch.inference_mode():
         model.forward(cache, [[1, 2]], [tree_layout((-1, 0))])
@@ -252,9 +258,9 @@ def test_a_weight_rounded_to_int8_is_the_same_number_in_both() -> None:
 @torch.inference_mode()
 def test_the_rounded_model_is_the_target_compiled_or_not(tmp_path: Path) -> None:
     half_precision_model().model.save_pretrained(tmp_path)
-    bf16 = TargetModel.from_pretrained(tmp_path, compile=True)
+    bf16 = TargetModel.from_pretrained(tmp_path, compile="inductor")
     eager = TargetModel.from_pretrained(tmp_path, int8=True)
-    compiled = TargetModel.from_pretrained(tmp_path, int8=True, compile=True)
+    compiled = TargetModel.from_pretrained(tmp_path, int8=True, compile="inductor")
     for ours, theirs in zip(eager.model.parameters(), compiled.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     near = (logits_of(compiled, 5) - logits_of(eager, 5)).abs().max()
@@ -308,19 +314,19 @@ def test_strict_bits_do_not_depend_on_the_tree(strict_model: TargetModel) -> Non
 )
 def test_ordinary_passes_have_stable_bits_on_our_own_operators() -> None:
     """So strict costs nothing: and with torch's attention they have not."""
-    model = TargetModel(half_precision_model(3).model, compile=True, strict=True)
+    model = TargetModel(half_precision_model(3).model, compile="inductor", strict=True)
     assert model._has_stable_bits
     with pytest.MonkeyPatch.context() as patch:
         use_torchs_attention(patch)
-        assert not probes.has_stable_bits(half_precision_model(3))
+        assert not half_precision_model(3)._has_stable_bits
 
 
 def test_other_attention_is_not_trusted_with_stable_bits() -> None:
     """Soft-capped scores go through torch, whose sums may move with more keys than are tried."""
     model = copy.deepcopy(stock_model("gemma2", "fp32")).to(torch.bfloat16)
-    compiled = TargetModel(model, compile=True)
+    compiled = TargetModel(model, compile="inductor")
     assert compiled._compiled is not None
-    assert not compiled._compiled.has_own_attention
+    assert not compiled._compiled.has_own_operators
 
 
 def test_strict_is_refused_where_bits_move(
@@ -329,5 +335,5 @@ def test_strict_is_refused_where_bits_move(
     """Here: because a node looks at the slots as they lie, siblings included."""
     use_torchs_attention(monkeypatch)
     monkeypatch.setattr(strict_module, "_in_order", lambda states, *_: states)
-    with pytest.raises(CapabilityError, match="a pass over 16 tokens rounds otherwise"):
-        TargetModel(strict_model.model, compile=True, strict=True)
+    with pytest.raises(CapabilityError, match="gives other bits in a pass of"):
+        TargetModel(strict_model.model, compile="inductor", strict=True)

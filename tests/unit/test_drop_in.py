@@ -55,7 +55,7 @@ def model(stock: Any) -> Draftless:
         {"generation_config": GenerationConfig(do_sample=False, max_new_tokens=9)},
         {"generation_config": GenerationConfig(max_new_tokens=9), "do_sample": False},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options),  # values show addresses, and xdist wants equal names
 )  # fmt: skip
 def test_the_same_ids(model: Draftless, stock: Any, options: dict[str, Any]) -> None:
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
@@ -140,7 +140,7 @@ def test_what_people_ask_a_model_for(model: Draftless) -> None:
     assert (model.device.type, model.config.model_type) == ("cpu", "llama")
     assert model.generation_config.top_k == 5
     assert repr(model).startswith("Draftless(LlamaForCausalLM, 0.0")
-    assert repr(model).endswith("M parameters, float32 on cpu, PromptLookupDrafter)")
+    assert repr(model).endswith("M parameters, float32 on cpu, compiled, PromptLookupDrafter)")
     output = model.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
     assert repr(output).startswith(f"Output(text={output.text!r}, 3 tokens after 6, finish_reason=")
     assert output.is_reproducible

@@ -19,7 +19,7 @@ from draftless.params import SamplingParams
 from draftless.skip_set import SkipSet
 from support.driving import Job, run
 from support.half_precision import half_precision_model
-from support.models import COMPILED, prompt_ids, stock_model, target
+from support.models import INDUCTOR, prompt_ids, stock_model, target
 
 
 @torch.inference_mode()
@@ -37,7 +37,7 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
     with pytest.warns(
         UserWarning, match=r"cannot be compiled here \(RuntimeError: no C\+\+ compiler\)"
     ):
-        model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True)
+        model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile="inductor")
     assert not model.is_compiled
     torch.testing.assert_close(logits_of(model), logits_of(target("llama", "fp32")))
     stock = copy.deepcopy(stock_model("llama", "fp32"))
@@ -45,7 +45,7 @@ def test_without_a_compiler_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -
         pytest.warns(UserWarning, match="cannot be compiled"),
         pytest.raises(CapabilityError, match="needs a model that can be compiled"),
     ):
-        TargetModel(stock, compile=True, strict=True)
+        TargetModel(stock, compile="inductor", strict=True)
     assert stock.config._attn_implementation == "eager", "a refused model stays what it was"
 
 
@@ -53,7 +53,7 @@ def test_a_view_that_cannot_be_compiled_runs_without(monkeypatch: pytest.MonkeyP
     def none(*_: object) -> None:
         raise RuntimeError("out of registers")
 
-    model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile=True)
+    model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile="inductor")
     skip_set = SkipSet((1,), (0,))
     job = Job(prompt_ids(9), SamplingParams(max_new_tokens=12))
     expected = run(model, LayerSkipDrafter(skip_set), [job])[0].token_ids
@@ -68,7 +68,7 @@ def test_a_pass_that_is_interrupted_lets_its_cache_go(monkeypatch: pytest.Monkey
     def interrupted(_: list[torch.Tensor]) -> None:
         raise KeyboardInterrupt
 
-    model = target("llama", "fp32", COMPILED)
+    model = target("llama", "fp32", INDUCTOR)
     logits_of(model)
     assert model._compiled is not None
     program = model._compiled._programs[None].several

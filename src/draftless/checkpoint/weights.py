@@ -21,7 +21,11 @@ def load_weights(**keywords: Any) -> PreTrainedModel:
         ArtifactError: weights are missing from the checkpoint or have another shape.
         Exception: whatever `transformers` raises.
     """
-    model, report = AutoModelForCausalLM.from_pretrained(output_loading_info=True, **keywords)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # its own error names none of them; ours does
+        **keywords,
+    )
     missing = sorted(map(str, report.get("missing_keys", ())))
     missing += sorted(str(one[0]) for one in report.get("mismatched_keys", ()))
     if missing:

@@ -138,7 +138,7 @@ class TargetModel:
                 self._masks = MaskBuilder(
                     self.windows, self._groups, self.cache_shape.dtype, self.device
                 )
-                states = self._test.eager(self, is_wide=True)
+                states = self._test.eager(self)
                 what = f"{attention!r} attention"
                 self._test.check(states, self.cache_shape, what, self._groups)
             if compile:
@@ -180,7 +180,7 @@ class TargetModel:
 
     def _make_fast(self) -> None:
         self._compiled = fast_pass(self, self._test, self._how)
-        if self._compiled is not None and self._compiled.has_own_attention:
+        if self._compiled is not None and self._compiled.has_own_operators:
             self._has_stable_bits = prove_stable_bits(self)
         if isinstance(self._compiled, NativeForward):
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from draftless.engine.compiled import linears
 from draftless.engine.compiled.compiler import PieceCompiler
 from draftless.engine.compiled.huge_pages import HugePages
 from draftless.engine.compiled.linears import PackedLinear, can_pack, pack
@@ -61,9 +62,11 @@ class CompiledForward:
         return self._compiler.num_compiled
 
     @property
-    def has_own_attention(self) -> bool:
-        """Whether all attention is our own, whose bits do not depend on what else is seen."""
-        return all(one.several.has_own_attention for one in self._programs.values())
+    def has_own_operators(self) -> bool:
+        """Whether all attention and all products are our own, whose bits do not depend on what else is in
+        a pass; with AMX, products of many rows are torch's, which differ seldom enough to pass a test."""
+        is_own = linears.has_blocked() and not torch.cpu._is_amx_tile_supported()
+        return is_own and all(one.several.has_own_attention for one in self._programs.values())
 
     @property
     def packed_bytes(self) -> int:

@@ -13,7 +13,7 @@ from draftless.engine.cpu.library import library
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.program import DTYPES, PackedWeight, Program
 from draftless.engine.cpu.record import record
-from draftless.engine.cpu.values import Linear, NotLowered, View
+from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
 from draftless.engine.tree_pass import TreePass
 from draftless.skip_set import SkipSet
@@ -41,7 +41,7 @@ class NativeForward:
         NoCompiler: this machine has no compiler for the kernels.
     """
 
-    has_own_attention = True
+    has_own_operators = True
 
     def __init__(
         self,
@@ -79,9 +79,8 @@ class NativeForward:
         lowering = Lowering(recording, self._dtype)
         whole = Program(lowering, self._dtype, self._pack, lowering.logits)
         body = None
-        states = _read_by_head(lowering, model)
-        if states is not None:
-            body = Program(lowering, self._dtype, self._pack, states)
+        if lowering.states is not None:
+            body = Program(lowering, self._dtype, self._pack, lowering.states)
         self._programs[skip_set] = _Programs(whole, body)
 
     def handles(self, skip_set: SkipSet | None, num_tokens: int) -> bool:  # noqa: ARG002 - any number
@@ -97,19 +96,8 @@ class NativeForward:
         """What was prepared, but for the whole model."""
         return [one for one in self._programs if one is not None]
 
-    def states(self, skip_set: SkipSet | None) -> Program:
-        """The pass up to what the head reads.
-
-        Raises:
-            NotLowered: the head is not known.
-        """
-        body = self._programs[skip_set].body
-        if body is None:
-            raise NotLowered("a head that is no linear layer")
-        return body
-
     def hidden(self, tree_pass: TreePass) -> torch.Tensor | None:  # [1, W, hidden]
-        """What the head of the whole model would read of one row; None if the head is not known."""
+        """What comes before the head, of one row of the whole model; None if the pass has no such result."""
         body = self._programs[None].body
         return None if body is None else body(tree_pass)[None]
 
@@ -126,25 +114,22 @@ class NativeForward:
 
 
 def states_in_float32(model: Any, kinds: Sequence[str], num_layers: int) -> Program:
-    """A pass of a model of any precision as a float32 one, up to what its head reads.
+    """A pass of a model of any precision as a float32 one, up to what comes before its head.
 
     Raises:
-        NotLowered: the model cannot run so, or its head is not known.
+        NotLowered: the model cannot run so.
     """
     with InFloat32():
         recording = record(model, kinds, num_layers, torch.float32)
     lowering = Lowering(recording, torch.float32)
-    states = _read_by_head(lowering, model)
-    if states is None:
-        raise NotLowered("a head that is no linear layer")
-    return Program(
-        lowering, torch.float32, lambda *what: PackedWeight(*what, HugePages().empty), states
-    )
+    if lowering.states is None:
+        raise NotLowered("hidden states that depend on no token")
 
+    def pack(
+        weights: Sequence[torch.Tensor],
+        biases: Sequence[torch.Tensor | None],
+        dtype: torch.dtype,
+    ) -> PackedWeight:
+        return PackedWeight(weights, biases, dtype, HugePages().empty)
 
-def _read_by_head(lowering: Lowering, model: Any) -> View | None:
-    weight = model.get_output_embeddings().weight
-    for node in lowering.nodes:
-        if isinstance(node, Linear) and node.weights[0].data_ptr() == weight.data_ptr():
-            return node.x
-    return None
+    return Program(lowering, torch.float32, pack, lowering.states)

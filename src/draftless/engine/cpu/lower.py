@@ -54,6 +54,7 @@ class Lowering:
     Attributes:
         nodes: in order; some may serve nothing.
         logits: the result.
+        states: what comes before the head; None if it depends on no token.
         token_ids, positions: the storage of these two.
 
     Raises:
@@ -80,6 +81,7 @@ class Lowering:
         if id(recording.logits) not in self._values:
             raise NotLowered("logits that depend on no token")
         self.logits = self._values[id(recording.logits)]
+        self.states = self._values.get(id(recording.states))
 
     def _is_of_tokens(self, call: Call) -> bool:
         for one in (*call.args, *call.kwargs.values()):
@@ -156,22 +158,19 @@ class Lowering:
             [out.axes[i].size for i in inner],
             [[axes[i].stride for i in inner] for axes in (out.axes, *lists)],
         )
-        first, *others = [tuple(one) for one in strides]
-        placed = [
-            Placed(one.storage if isinstance(one, View) else one.tensor,
-                   one.first if isinstance(one, View) else 0, them)  # type: ignore[arg-type]
-            for one, them in zip(operands, others, strict=True)
-        ]  # fmt: skip
-        self.nodes.append(
-            Instruct(
-                op,
-                tuple(sizes),  # type: ignore[arg-type]
-                Placed(out.storage, out.first, first),  # type: ignore[arg-type]
-                *placed,
-                is_rounded=out.dtype == torch.bfloat16,
-                number=number,
-            )
+        first, *others = map(_three, strides)
+        a, b = _filled(
+            [
+                Placed(one.storage, one.first, them)
+                if isinstance(one, View)
+                else Placed(one.tensor, 0, them)
+                for one, them in zip(operands, others, strict=True)
+            ],
+            (None, None),
         )
+        is_rounded = out.dtype == torch.bfloat16
+        to = Placed(out.storage, out.first, first)
+        self.nodes.append(Instruct(op, _three(sizes), to, a, b, is_rounded, number))
 
     def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
@@ -245,18 +244,11 @@ class Lowering:
         )
         if sizes[0] != 1:
             raise NotLowered("a sum over four axes")
-        to, of = ((*one[1:], 0) for one in strides)
-        of = (*of[:2], 1)
-        size = (*sizes[1:], view.axes[-1].size)
-        self.nodes.append(
-            Instruct(
-                op,
-                size,
-                Placed(out.storage, 0, to),
-                Placed(view.storage, view.first, of),
-                is_rounded=result.dtype == torch.bfloat16,
-            )  # fmt: skip
-        )  # type: ignore[arg-type]
+        to, of = (_three((*one[1:], last)) for one, last in zip(strides, (0, 1), strict=True))
+        size = _three((*sizes[1:], view.axes[-1].size))
+        is_rounded = result.dtype == torch.bfloat16
+        a = Placed(view.storage, view.first, of)
+        self.nodes.append(Instruct(op, size, Placed(out.storage, 0, to), a, is_rounded=is_rounded))
         if result.dim() < len(out.axes):
             return View(out.storage, out.axes[:-1], 0, out.dtype)
         return out
@@ -434,7 +426,7 @@ class Lowering:
         before, product = 1, 1
         for axis in view.axes[:at]:
             before *= axis.size
-        for index, size in enumerate(shape):
+        for index, size in enumerate(shape):  # noqa: B007 - where to cut
             if product == before and size == NUM_TOKENS:
                 break
             product *= size
@@ -524,6 +516,11 @@ class Lowering:
 def _filled(args: Sequence[Any], defaults: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments of an operator, the missing ones by default."""
     return (*args, *defaults[len(args) :])[: len(defaults)]
+
+
+def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
+    first, second, third = numbers
+    return first, second, third
 
 
 def _cut(view: View, axis: int, start: int, size: int, step: int = 1) -> View:

@@ -44,8 +44,9 @@ class PackedWeight:
         self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, number))
         first = 0
         for weight in weights:
-            for part in weight.split(_PACKED_ROWS):  # a copy in another form is never a whole one
-                part = part.to(dtype)
+            parts = weight.split(_PACKED_ROWS)  # type: ignore[no-untyped-call]
+            for read in parts:  # a copy in another form is never a whole one
+                part = read.to(dtype)
                 part = part if part.stride(1) == 1 else part.contiguous()
                 rows, inputs = part.shape
                 library().pack_weight(

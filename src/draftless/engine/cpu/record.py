@@ -41,18 +41,20 @@ class Recording:
     Attributes:
         calls: in order.
         token_ids, positions: `[1, NUM_TOKENS]` int64, what it was given.
+        states: `[1, NUM_TOKENS, hidden]`, what comes before the head of the language model.
         logits: `[1, NUM_TOKENS, V]`.
     """
 
     calls: Sequence[Call]
     token_ids: torch.Tensor
     positions: torch.Tensor
+    states: torch.Tensor
     logits: torch.Tensor
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,7 +105,11 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         kind: torch.zeros((1, 1, NUM_TOKENS, 1 + index), dtype=dtype)
         for index, kind in enumerate(kinds)
     }
-    with torch.inference_mode(), attention_replaced_by(emit), recorder:
+    states: list[torch.Tensor] = []
+    hook = model.base_model.register_forward_hook(
+        lambda _, __, found: states.append(found.last_hidden_state)
+    )
+    with hook, torch.inference_mode(), attention_replaced_by(emit), recorder:
         logits = model(
             input_ids=token_ids,
             position_ids=positions,
@@ -111,4 +117,4 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
             use_cache=True,
             **{cache_keyword(model): PassThroughCache(num_layers)},
         ).logits
-    return Recording(recorder.calls, token_ids, positions, logits)
+    return Recording(recorder.calls, token_ids, positions, states[0], logits)

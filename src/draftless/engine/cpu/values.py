@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -221,7 +222,7 @@ def regrouped(axes: Sequence[Axis], sizes: Sequence[int]) -> list[int] | None:
                 group.append(remaining.pop(0))
                 total *= group[-1]
         taken = old[begin:position]
-        if any(a.stride != b.stride * b.size for a, b in zip(taken, taken[1:], strict=False)):
+        if any(a.stride != b.stride * b.size for a, b in itertools.pairwise(taken)):
             return None
         strides += [step * taken[-1].stride for step in dense_strides(group)]
     return strides if position == len(old) else None
