@@ -394,7 +394,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert output.read_bytes() == before
     sessions = json.loads((tmp_path / "o.provenance.json").read_text())["sessions"]
     assert len(sessions) == 2
-    with pytest.raises(ConfigError, match="threads=0"):
+    with pytest.raises(ConfigError, match="--threads 0"):
         invoke("--threads=0", "--output", str(tmp_path / "new.jsonl"))
-    with pytest.raises(ConfigError, match="batch_size=0"):
+    with pytest.raises(ConfigError, match="--batch-size 0"):
         invoke("--batch-size=0", "--output", str(tmp_path / "new.jsonl"))
