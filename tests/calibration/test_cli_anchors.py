@@ -171,13 +171,13 @@ def test_a_store_inside_the_checkpoint_is_not_copied(data: Path, tmp_path: Path)
     ("more", "error", "message"),
     [
         (("--clusters", "many"), ConfigError, "'many' is neither auto nor a number"),
-        (("--clusters", "0"), ConfigError, "clusters=0 is below 1"),
+        (("--clusters", "0"), ConfigError, "--clusters 0 is below 1"),
         (("--domain", "code", "--unseen", "code"), ConfigError, "both --domain and --unseen"),
         (("--unseen", "prose"), InputError, "has no domain prose; it has animals, code, signs"),
         (("--domain", "prose"), InputError, "no domain prose"),
         (("--unseen", "code", "--unseen", "signs", "--unseen", "animals"), InputError, "leave one"),
         (("--model", "some/name", "--install"), ConfigError, "some/name"),
-        (("--keep", "2"), ConfigError, "keep=2.0"),
+        (("--keep", "2"), ConfigError, "--keep 2.0"),
         (("--anchors", "medoids"), ConfigError, "'medoids'"),
     ],
 )
