@@ -140,7 +140,8 @@ def test_what_people_ask_a_model_for(model: Draftless) -> None:
     assert (model.device.type, model.config.model_type) == ("cpu", "llama")
     assert model.generation_config.top_k == 5
     assert repr(model).startswith("Draftless(LlamaForCausalLM, 0.0")
-    assert repr(model).endswith("M parameters, float32 on cpu, PromptLookupDrafter)")
+    compiled = ", compiled" * model.target.is_compiled
+    assert repr(model).endswith(f"M parameters, float32 on cpu{compiled}, PromptLookupDrafter)")
     output = model.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
     assert repr(output).startswith(f"Output(text={output.text!r}, 3 tokens after 6, finish_reason=")
     assert output.is_reproducible
