@@ -16,8 +16,8 @@ from transformers import AutoConfig, PreTrainedModel
 from draftless.checkpoint.gguf import model_keywords, source_keywords
 from draftless.checkpoint.weights import load_weights
 from draftless.engine import native
-from draftless.engine.build import NoCompiler
 from draftless.engine.attention import ATTENTION_NAME
+from draftless.engine.build import NoCompiler
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
 from draftless.engine.cpu.paging import page_out

@@ -277,9 +277,7 @@ class TargetModel:
         """Run two tokens through the model and look at what it caches."""
         cache = DynamicCache()
         token_ids = torch.zeros((1, 2), dtype=torch.long, device=self.device)
-        self.model.base_model(
-            input_ids=token_ids, use_cache=True, **{self._cache_keyword: cache}
-        )
+        self.model.base_model(input_ids=token_ids, use_cache=True, **{self._cache_keyword: cache})
         shapes = {tuple(t.shape) for layer in cache.layers for t in (layer.keys, layer.values)}
         if len(shapes) != 1 or len(cache.layers) != self.config.num_hidden_layers:
             raise CapabilityError(
