@@ -78,7 +78,8 @@ class PriceList:
     def from_points(cls, points: Mapping[Point, float], **about: Any) -> PriceList:
         """A list of measured points.
 
-        Widths that are missing for some length and rows are interpolated from those that are there.
+        Widths that are missing for some length and rows are interpolated from those that are there,
+        after these were made to rise: a last interval that falls would be carried on below 0.
 
         Args:
             points: seconds by (width, length, rows).
@@ -98,7 +99,7 @@ class PriceList:
                     f"a price list needs every length with every number of rows; {length} tokens "
                     f"in {count} rows were not measured"
                 )
-            measured = np.array([points[width, length, count] for width in own])
+            measured = risen(np.array([points[width, length, count] for width in own]))
             seconds[:, i, j] = _line_through(own, measured, np.array(widths, dtype=np.float64))
         return cls(widths, lengths, rows, seconds, **about)
 
@@ -212,6 +213,56 @@ def risen(seconds: Seconds) -> Seconds:
         above = np.maximum.accumulate(above, axis)
         below = np.flip(np.minimum.accumulate(np.flip(below, axis), axis), axis)
     return (above + below) / 2
+
+
+# T(W) over T(1) of the embedded model, compiled, on two cores, 512 cached tokens
+# (`benchmarks/results/compiled.json`): nearly flat while memory sets the time, then linear.
+_SHAPE_TOKENS = (1, 2, 4, 8, 16, 32)
+_SHAPE = np.array([1.0, 1.04, 1.06, 1.14, 1.29, 1.57])
+_SHAPE_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
+
+
+def completed(points: Mapping[Point, float]) -> dict[Point, float]:
+    """A few measured points, and what the default shape says of the others.
+
+    The shape is scaled to the measured points, and in between to the nearest two. A batch of
+    `rows` trees of `width` nodes is first taken for a tree of `width * rows` nodes. Lengths and
+    rows that were not measured at all are left out (`PriceList` carries on without them).
+
+    Args:
+        points: seconds by (width, length, rows); of the shortest length and the fewest rows at
+            least one.
+
+    Returns:
+        Seconds above 0 of `points` and of all widths of the shape, for every length with every
+        number of rows; those of `points` as they are.
+    """
+    widths, lengths, rows = (tuple(sorted(set(v))) for v in zip(*points, strict=True))
+    widths = tuple(sorted({*widths, *_SHAPE_WIDTHS}))
+    tokens = np.array(widths, dtype=np.float64)
+    at, one = lengths[0], rows[0]
+
+    def scaled(guess: Seconds, length: int, count: int) -> Seconds:
+        """`guess`, by width, times what the measured points of this length and rows are of it."""
+        own = [place for place, width in enumerate(widths) if (width, length, count) in points]
+        if not own:
+            return guess
+        ratios = [points[widths[place], length, count] / guess[place] for place in own]
+        found: Seconds = guess * np.interp(tokens, tokens[own], ratios)
+        return found
+
+    first = scaled(_line_through(_SHAPE_TOKENS, _SHAPE, tokens * one), at, one)
+    of_length = {length: scaled(first, length, one) for length in lengths[1:]} | {at: first}
+    rising = risen(first)
+    found = dict(points)
+    for count in rows:
+        guess = first if count == one else _line_through(widths, rising, tokens * count / one)
+        batch = scaled(guess, at, count)
+        for length in lengths:
+            line = scaled(batch * of_length[length] / first, length, count)
+            for width, seconds in zip(widths, line.tolist(), strict=True):
+                found.setdefault((width, length, count), seconds)
+    return found
 
 
 def write_price_list(file: Path, prices: PriceList) -> None:

@@ -39,10 +39,11 @@ def test_measured_once_and_again_by_force(tmp_path: Path, folder: Path) -> None:
     said, kept = json.loads(done.stdout), read_price_list(file)
     assert said["file"] == str(file) and set(said["forward_ms"]) == {"1", "4"}
     assert kept.facts["is_full"] and kept.facts["num_threads"] == 1
+    assert "timing 3 kinds of passes: about" in done.stderr
     assert "16 cached, ms" in done.stderr and kept.hardware in done.stderr
 
     again = run(model, "--output", str(tmp_path / "new/prices.json"))
-    assert "measured before" in again.stderr
+    assert "measured before" in again.stderr and "timing" not in again.stderr
     assert read_price_list(tmp_path / "new/prices.json") == kept
     forced = run(model, "--force")
     assert "measured before" not in forced.stderr
@@ -58,6 +59,17 @@ def test_a_short_list_does_not_stand_for_a_full_one(tmp_path: Path, folder: Path
     write_price_list(file, short)
     assert "measured before" not in run(model).stderr
     assert read_price_list(file).facts["is_full"]
+
+
+@pytest.mark.parametrize("output", [".", "file/prices.json"])
+def test_the_output_is_checked_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.delattr(latency, "measure")
+    done = run("no-model", "--output", str(tmp_path / output))
+    assert done.exit_code != 0
+    assert "--output must be a file" in done.stderr + str(done.exception)
 
 
 @pytest.mark.parametrize(("noise", "is_told"), [(0.5, True), (0.02, False)])

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from draftless import ConfigError
 from draftless.engine import latency
-from draftless.engine.latency import LatencyOptions, cache_file, grid, measure, prices_of
+from draftless.engine.latency import (
+    LatencyOptions,
+    cache_file,
+    grid,
+    measure,
+    measure_quickly,
+    prices_of,
+)
 from draftless.engine.target import TargetModel
 from draftless.prices import PriceList, read_price_list
 from support.models import CONTEXT, FAMILIES, build_model
@@ -121,24 +130,114 @@ def test_noise_is_given_more_time(
 
 
 def test_the_default_form_fits_the_context(target: TargetModel) -> None:
-    points = grid(target, latency.QUICK)
+    default = LatencyOptions()
+    points = grid(target, default)
     assert max(width + length for width, length, _ in points) <= CONTEXT
     assert {length for _, length, _ in points} == {128, CONTEXT - 64}
     target.max_positions = 40  # narrower than the widest tree
-    points = grid(target, latency.QUICK)
+    points = grid(target, default)
     assert max(width + length for width, length, _ in points) <= 40
     widths = {width for width, _, rows in points if rows == 1}
     assert widths == {1, 2, 4, 6, 7, 8, 9, 12, 13, 16, 17}
 
 
-@pytest.mark.parametrize(("seconds", "widths"), [(0.01, latency.QUICK), (0.2, latency.COARSE)])
-def test_a_slow_model_is_measured_at_fewer_points(
-    target: TargetModel, monkeypatch: pytest.MonkeyPatch, seconds: float, widths: LatencyOptions
+class Clock:
+    """Stands for `time`; only the passes of `target` take time, as `cost` says."""
+
+    def __init__(
+        self, target: TargetModel, monkeypatch: pytest.MonkeyPatch, cost: Callable[..., float]
+    ) -> None:
+        self.now = 0.0
+        self.passes: list[tuple[int, int, int]] = []
+        self._cost, self._logits = cost, [torch.zeros(1)]
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(target, "forward", self._forward)
+
+    def _forward(self, cache: Any, token_ids: Any, _: Any) -> list[torch.Tensor]:
+        point = (len(token_ids[0]), cache.lengths[0], len(token_ids))
+        self.passes.append(point)
+        self.now += self._cost(*point)
+        return self._logits
+
+
+def rising(seconds: float) -> Callable[..., float]:
+    """Costs with one half more at 16 nodes."""
+    return lambda width, _, rows: seconds * (1 + width * rows / 32)
+
+
+def test_quickly_everything_of_a_fast_model(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        latency._Passes, "round", lambda self: [seconds * width for width, *_ in self._points]
-    )
-    assert measure(target).widths == widths.widths
+    clock = Clock(target, monkeypatch, rising(0.001))
+    prices = measure_quickly(target)
+    seen = list(dict.fromkeys(clock.passes))
+    long = CONTEXT - 64
+    assert [(w, 128, 1) for w in (1, 4, 8, 2, 16, 6, 12, 24, 32)] == seen[:9]
+    assert seen[9:] == [(1, long, 1), (16, long, 1), (1, 128, 8), (4, 128, 8), (16, 128, 8)]
+    assert [prices.forward_s(w, 128) for w in (1, 16)] == pytest.approx([0.00103125, 0.0015])
+    assert prices.forward_s(4, 128, 8) == pytest.approx(0.002)
+    facts = prices.facts
+    assert (facts["is_full"], facts["num_points"], facts["num_rounds"]) == (False, 14, 3)
+    assert facts["noise"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "num_points", "num_passes", "most"),
+    [(5.0, 1, 1, 5.2), (0.45, 1, 2, 1.0), (0.1, 4, 8, 1.0), (0.02, 14, 30, 1.0)],
+)
+def test_the_budget_ends_the_quick_measurement(
+    target: TargetModel,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    num_points: int,
+    num_passes: int,
+    most: float,
+) -> None:
+    """A single pass that takes longer than the budget is T(1), and the only one."""
+    clock = Clock(target, monkeypatch, rising(seconds))
+    prices = measure_quickly(target)
+    assert clock.now <= most + 0.05
+    assert prices.facts["num_points"] == num_points == len(set(clock.passes))
+    assert num_passes == len(clock.passes)
+    assert prices.forward_s(1, 128) == pytest.approx(seconds * (1 + 1 / 32))
+    line = prices.curve(128, 1, 64)
+    assert line[0] < line[15] < line[63], "the default shape stands for the others"
+    assert (prices.facts["noise"] == 1.0) == (num_points == 1), "T(1) alone is not kept"
+
+
+def test_a_disturbed_quick_measurement(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other load during four nodes of eight rows: dearer than 16 nodes, whose line would fall."""
+
+    def cost(width: int, _: int, rows: int) -> float:
+        return rising(0.002)(width, 0, rows) * (6 if (width, rows) == (4, 8) else 1)
+
+    Clock(target, monkeypatch, cost)
+    prices = prices_of(target)
+    assert (np.diff(prices.seconds, axis=0) >= 0).all() and prices.seconds.min() > 0
+    assert prices.facts["noise"] > latency.QUIET and not cache_file(target).exists()
+
+
+def test_a_machine_that_only_makes_noise(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times over three orders of magnitude, and the clock runs on: no error, within 3 s."""
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        clock = Clock(target, monkeypatch, lambda *_, g=generator: 10 ** g.uniform(-3.5, -0.5))
+        prices = measure_quickly(target)
+        assert clock.now < 3.0
+        assert prices.forward_s(300, 5000, 64) >= prices.forward_s(1, 64, 1) > 0
+
+
+def test_the_expected_time_of_a_measurement() -> None:
+    table = PriceList.from_points({(1, 0, 1): 0.01, (2, 0, 1): 0.03})
+    points = [(1, 0, 1), (2, 0, 1)]  # blocks of 3 passes: 0.03 s and 0.09 s
+    options = LatencyOptions((1, 2), (1,), (1,), (1,), (3, 50), seconds=0.1)
+    assert latency.expected_s(table, points, options) == pytest.approx(4 * 0.12)
+    longer = LatencyOptions((1, 2), (1,), (1,), (1,), (3, 50), seconds=1.2)
+    assert latency.expected_s(table, points, longer) == pytest.approx(11 * 0.12)
 
 
 def test_lists_are_measured_once(target: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +247,7 @@ def test_lists_are_measured_once(target: TargetModel, monkeypatch: pytest.Monkey
         calls["measured"] += 1
         return few(one)
 
-    monkeypatch.setattr(latency, "measure", count)
+    monkeypatch.setattr(latency, "measure_quickly", count)
     first = prices_of(target)
     assert prices_of(target) is first  # in this process
     assert read_price_list(cache_file(target)) == first
@@ -169,7 +268,7 @@ def test_lists_are_measured_once(target: TargetModel, monkeypatch: pytest.Monkey
 def test_a_damaged_or_strange_file_is_measured_again(
     target: TargetModel, monkeypatch: pytest.MonkeyPatch, change: str | None
 ) -> None:
-    monkeypatch.setattr(latency, "measure", few)
+    monkeypatch.setattr(latency, "measure_quickly", few)
     file = cache_file(target)
     file.parent.mkdir(parents=True)
     if change is None:  # the list of another model under this name
@@ -184,7 +283,7 @@ def test_a_damaged_or_strange_file_is_measured_again(
 def test_a_cache_that_cannot_be_written_costs_one_warning(
     target: TargetModel, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(latency, "measure", few)
+    monkeypatch.setattr(latency, "measure_quickly", few)
     (folder / "prices").write_text("a file where the folder should be")
     with pytest.warns(RuntimeWarning, match="DRAFTLESS_CACHE"):
         first = prices_of(target)
@@ -196,7 +295,7 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
 def test_what_a_busy_machine_measures_is_not_kept(
     target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latency, "_noise", lambda _: 0.3)
+    monkeypatch.setattr(latency, "_quick_noise", lambda *_: 0.3)
     first = prices_of(target)
     assert prices_of(target) is first and not cache_file(target).exists()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from draftless import ArtifactError, ConfigError
-from draftless.prices import PriceList, read_price_list, risen, write_price_list
+from draftless.prices import PriceList, completed, read_price_list, risen, write_price_list
 
 POINTS = {
     (width, length, rows): width * 1.0 + length / 100 + rows * 10.0
@@ -94,6 +94,43 @@ def test_missing_widths_are_filled_from_the_measured_ones() -> None:
     ragged = PriceList.from_points({**one_row, (2, 0, 8): 20.0, (16, 0, 8): 160.0})
     assert [ragged.forward_s(w, 0, 8) for w in (1, 2, 8, 16, 64)] == [20, 20, 80, 160, 640]
     assert ragged.forward_s(8, 0, 1) == 8
+
+
+def test_times_that_fall_by_noise_are_not_carried_on_below_zero() -> None:
+    """Batches are measured up to 16 nodes, and single rows up to 64."""
+    points = {(w, 128, 1): 0.002 + 0.0001 * w for w in (1, 4, 16, 64)}
+    points |= {(1, 128, 8): 0.003, (4, 128, 8): 0.0084, (16, 128, 8): 0.0050}
+    found = PriceList.from_points(points)
+    assert found.forward_s(16, 128, 8) == pytest.approx(0.0067)
+    assert found.forward_s(64, 128, 8) == pytest.approx(0.00755)  # one row of 64 nodes took 0.0084
+    generator = np.random.default_rng(2)
+    for _ in range(50):
+        noisy = {point: float(10 ** generator.uniform(-4, 0)) for point in points}
+        for table in (noisy, completed(noisy), completed({(1, 128, 1): 1.0, **noisy})):
+            prices = PriceList.from_points(table)
+            assert prices.forward_s(1, 0, 1) > 0
+            assert (np.diff(prices.curve(4096, 16, 100)) >= 0).all()
+
+
+def test_the_default_shape_stands_for_what_was_not_measured() -> None:
+    one = PriceList.from_points(completed({(1, 128, 1): 0.5}))
+    assert one.forward_s(1) == 0.5
+    assert one.forward_s(8) == pytest.approx(0.57)
+    assert one.forward_s(4, 512, 4) == pytest.approx(0.5 * 1.29), "rows are width"
+    twice = completed({(1, 128, 1): 0.5, (8, 128, 1): 2 * 0.57})
+    assert twice[32, 128, 1] == pytest.approx(2 * 0.5 * 1.57), "as the nearest measured one"
+    assert 1.0 < twice[4, 128, 1] / (0.5 * 1.06) < 2.0
+    assert twice[1, 128, 1] == 0.5 and twice[8, 128, 1] == 2 * 0.57
+
+
+def test_what_was_measured_scales_other_lengths_and_rows() -> None:
+    few = {(1, 128, 1): 1.0, (1, 1024, 1): 3.0, (1, 128, 8): 2 * 1.14}
+    found = completed(few)
+    assert found[8, 1024, 1] == pytest.approx(3 * 1.14)
+    assert found[4, 128, 8] == pytest.approx(2 * 1.57)
+    assert found[4, 1024, 8] == pytest.approx(2 * 3 * 1.57)
+    assert {found[point] - seconds for point, seconds in few.items()} == {0.0}
+    assert len(found) == 2 * 2 * 10
 
 
 def test_one_point_prices_everything() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,7 @@ def latency(  # noqa: PLR0913 - the command line is derived from the signature
     The drafter auto chooses its trees by it, and measures a short form by itself where there is none.
     Lists are kept in DRAFTLESS_CACHE, else in the user's cache folder, one per machine, model, dtype,
     number of threads and kind of pass (--compile, --strict). A busy machine gives a bad list: measure while nothing else runs.
+    It takes minutes (some 8 for 135M parameters on two cores); the expected time is printed first.
 
     [bold]Examples[/bold]
 
@@ -46,6 +48,8 @@ def latency(  # noqa: PLR0913 - the command line is derived from the signature
     from draftless.engine.latency import QUIET, cache_file
     from draftless.prices import write_price_list
 
+    if output is not None:
+        _check_output(output)
     set_up_torch(threads)
     loaded = load_model(
         model, dtype=dtype, device=device, drafter="none", compile=compile, strict=strict, int8=int8
@@ -53,7 +57,6 @@ def latency(  # noqa: PLR0913 - the command line is derived from the signature
     target = loaded.target
     prices = _measured(target, is_forced=force)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_price_list(output, prices)
     _show(prices)
     if prices.facts["noise"] > QUIET:
@@ -73,14 +76,51 @@ def latency(  # noqa: PLR0913 - the command line is derived from the signature
     typer.echo(json.dumps(line))
 
 
+def _check_output(output: Path) -> None:
+    """Before minutes are spent on measuring.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    from draftless.errors import ConfigError
+
+    reason = "it is a folder" if output.is_dir() else ""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = str(error)
+    if not reason and not os.access(output.parent, os.W_OK):
+        reason = f"{output.parent} is not writable"
+    if reason:
+        raise ConfigError(
+            f"--output must be a file that can be written, got {output} ({reason}); "
+            "name another file"
+        )
+
+
 def _measured(target: TargetModel, *, is_forced: bool) -> PriceList:
     """The full list that is kept, or a new one, which is kept."""
-    from draftless.engine.latency import FULL, keep, measure, read_cached
+    from draftless.engine.latency import (
+        FULL,
+        expected_s,
+        grid,
+        keep,
+        measure,
+        measure_quickly,
+        read_cached,
+    )
 
     found = None if is_forced else read_cached(target)
     if found is not None and found.facts.get("is_full"):
         stderr.print("measured before; --force measures again")
         return found
+    points = grid(target, FULL)
+    seconds = expected_s(found or measure_quickly(target), points, FULL)
+    stderr.print(
+        f"timing {len(points)} kinds of passes: about {_duration(seconds)}, up to three times "
+        "as long on a busy machine",
+        soft_wrap=True,
+    )
     with progress_bar() as progress:
         task = progress.add_task("Timing passes", total=FULL.rounds[1])
 
@@ -88,6 +128,11 @@ def _measured(target: TargetModel, *, is_forced: bool) -> PriceList:
             progress.update(task, completed=done)
 
         return keep(target, measure(target, FULL, tell))
+
+
+def _duration(seconds: float) -> str:
+    """Whole seconds below two minutes, else whole minutes."""
+    return f"{max(1, round(seconds))} s" if seconds < 120 else f"{round(seconds / 60)} min"
 
 
 def _show(prices: PriceList) -> None:

@@ -27,7 +27,7 @@ from draftless.caches import CACHE_VARIABLE, cache_folder
 from draftless.engine.target import TargetModel
 from draftless.errors import ArtifactError, ConfigError
 from draftless.layout import chain_parents, tree_layout
-from draftless.prices import Point, PriceList, read_price_list, write_price_list
+from draftless.prices import Point, PriceList, completed, read_price_list, write_price_list
 from draftless.provenance import hardware_name
 
 QUIET = 0.1
@@ -38,9 +38,7 @@ QUIET = 0.1
 _BLOCK, _BLOCK_S = (3, 12), 0.02
 
 # Of measuring, and of what runs: lists of an older one are measured again.
-_METHOD = 2
-
-_SLOW_S = 0.05  # of a pass over one token; from here on, the quick form measures fewer points
+_METHOD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +72,12 @@ class LatencyOptions:
                 raise ConfigError(f"{name}={values} must be ascending numbers of at least 1")
 
 
-QUICK = LatencyOptions()
-"""One or two seconds for a small model: what is measured silently."""
-
-COARSE = LatencyOptions(widths=(1, 4, 16, 64), lengths=(512,), rows=(1,), rounds=(2, 3))
-"""The quick form for a model whose passes are slow."""
+# What is measured silently: seconds, and which points, the most useful ones first.
+_QUICK_S = 1.0
+_QUICK_WIDTHS = (1, 4, 8, 2, 16, 6, 12, 24, 32)
+_QUICK_LONG, _QUICK_BATCH = (1, 16), (1, 4, 16)  # widths with more cached tokens, with more rows
+_QUICK_BLOCK, _QUICK_BLOCK_S = (2, 12), 0.04  # as `_BLOCK`
+_QUICK_ROUNDS = 3  # the most
 
 FULL = LatencyOptions(
     widths=(*range(1, 21), 24, 28, 32, 33, 48, 64, 96, 128),
@@ -92,7 +91,7 @@ FULL = LatencyOptions(
 
 def measure(
     target: TargetModel,
-    options: LatencyOptions | None = None,
+    options: LatencyOptions,
     on_round: Callable[[int, int], None] | None = None,
 ) -> PriceList:
     """Time passes; all points in turn, so that other load hits them alike, and lower quartiles of
@@ -100,29 +99,124 @@ def measure(
 
     Args:
         target: whose forward passes are timed.
-        options: None is `QUICK`, or `COARSE` for a model that needs more than 50 ms a token.
+        options: which passes, and how often.
         on_round: called with the rounds that are done and the most that there will be.
     """
+    points = grid(target, options)
     with torch.inference_mode():
-        if options is None:
-            one = _Passes(target, [(1, _lengths(target, COARSE)[0], 1)])
-            one.round()
-            options = COARSE if one.round()[0] > _SLOW_S else QUICK
-        points = grid(target, options)
         rounds = _rounds(_Passes(target, points), options, on_round)
-    seconds, key = np.quantile(rounds, 0.25, axis=0), price_key(target)
-    return PriceList.from_points(
+    seconds = np.quantile(rounds, 0.25, axis=0)
+    return _table(
+        target,
         dict(zip(points, seconds.tolist(), strict=True)),
+        is_full=options == FULL,
+        num_points=len(points),
+        num_rounds=len(rounds),
+        noise=_noise(rounds),
+    )
+
+
+def measure_quickly(target: TargetModel) -> PriceList:
+    """A latency table in about a second: T(1) first, then as many points as there is time for.
+
+    What was not measured comes from a default shape, scaled to what was (`prices.completed`). No
+    block begins that would probably end too late, but a single pass is always made, however long
+    it takes.
+
+    Args:
+        target: whose forward passes are timed.
+
+    Returns:
+        A table with the facts `is_full` (False), `num_points` (how many were measured) and
+        `noise`: 1 where T(1) alone is known.
+    """
+    end = time.perf_counter() + _QUICK_S
+    samples: dict[Point, list[float]] = {}
+    num_rounds = 0
+    with torch.inference_mode():
+        passes = [_Passes(target, points) for points in _quick_groups(target)]
+        while num_rounds < _QUICK_ROUNDS and _quick_round(passes, samples, end):
+            num_rounds += 1
+    seconds = {point: float(np.quantile(found, 0.25)) for point, found in samples.items()}
+    return _table(
+        target,
+        completed(seconds),
+        is_full=False,
+        num_points=len(seconds),
+        num_rounds=max(1, num_rounds),
+        noise=_quick_noise(samples, PriceList.from_points(completed(seconds))),
+    )
+
+
+def _quick_groups(target: TargetModel) -> list[list[Point]]:
+    """Points of one cache each, the most useful ones first; those that the context has room for."""
+    options = LatencyOptions()
+    lengths = _lengths(target, options)
+    short, room = lengths[0], target.max_positions
+    groups = [
+        [(width, short, 1) for width in _QUICK_WIDTHS],
+        *([(width, length, 1) for width in _QUICK_LONG] for length in lengths[1:]),
+        [(width, short, options.rows[-1]) for width in _QUICK_BATCH],
+    ]
+    return [
+        [p for p in group if p[0] == 1 or room is None or p[0] + p[1] <= room] for group in groups
+    ]
+
+
+def _quick_round(passes: Sequence[_Passes], samples: dict[Point, list[float]], end: float) -> bool:
+    """A block of every point there is time for; False where time was up before all were done."""
+    is_whole = True
+    for one in passes:
+        for point in one.points:
+            now = time.perf_counter()
+            if samples and now + _guess(samples, point) * _QUICK_BLOCK[0] > end:
+                is_whole = False
+                continue
+            samples.setdefault(point, []).extend(
+                one.block(point, _QUICK_BLOCK, _QUICK_BLOCK_S, end)
+            )
+    return is_whole
+
+
+def _guess(samples: Mapping[Point, Sequence[float]], point: Point) -> float:
+    """Seconds that a pass will probably take."""
+    known = {at: min(found) for at, found in samples.items()}
+    return PriceList.from_points(completed(known)).forward_s(*point)
+
+
+def _quick_noise(samples: Mapping[Point, Sequence[float]], table: PriceList) -> float:
+    """How far the times lie apart, or how far they had to be moved to rise, whichever is more."""
+    if len(samples) < 2:
+        return 1.0
+    apart = [_noise(np.array(found)[:, None]) for found in samples.values() if len(found) > 1]
+    moved = [
+        abs(float(np.quantile(found, 0.25)) / table.forward_s(*point) - 1.0)
+        for point, found in samples.items()
+    ]
+    return max(float(np.median(apart)) if apart else 0.0, *moved)
+
+
+def _table(target: TargetModel, points: Mapping[Point, float], **facts: Any) -> PriceList:
+    key = price_key(target)
+    facts["noise"] = round(facts["noise"], 4)
+    return PriceList.from_points(
+        points,
         **{name: key[name] for name in ("hardware", "model_fingerprint", "dtype", "is_compiled")},
         facts={
             **key,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "is_full": options == FULL,
-            "num_rounds": len(rounds),
-            "noise": round(_noise(rounds), 4),
+            **facts,
             "load": round(os.getloadavg()[0], 2),
         },
     )
+
+
+def expected_s(table: PriceList, points: Sequence[Point], options: LatencyOptions) -> float:
+    """Seconds that `measure` takes on a quiet machine, by what is known of single passes."""
+    of_pass = [table.forward_s(*point) for point in points]
+    of_round = sum(s * max(_BLOCK[0], min(_BLOCK[1], _BLOCK_S / s)) for s in of_pass)
+    fewest, most = options.rounds
+    return of_round * (1 + max(fewest, min(most, options.seconds / of_round)))
 
 
 def grid(target: TargetModel, options: LatencyOptions) -> list[Point]:
@@ -151,7 +245,7 @@ class _Passes:
 
     def __init__(self, target: TargetModel, points: Sequence[Point]) -> None:
         self._target = target
-        self._points = points
+        self.points = points
         widths, lengths, rows = (max(values) for values in zip(*points, strict=True))
         self._cache = target.make_cache(rows, lengths + widths)
         generator = torch.Generator().manual_seed(0)
@@ -164,23 +258,39 @@ class _Passes:
         In another order each time: after a large batch a CPU is slower for a while, and if that
         always hit one token alone, the list would be flat.
         """
-        seconds = [0.0] * len(self._points)
-        for index in self._order.permutation(len(self._points)):
-            width, length, rows = self._points[index]
-            for row in range(rows):
-                self._cache.truncate(row, 0)
-                self._cache.commit(row, range(length))  # zeros, as good as text for the clock
-            fed = [ids[:width] for ids in self._ids[:rows]]
-            layouts = [tree_layout(chain_parents(width))] * rows
-            block: list[float] = []
-            while len(block) < _BLOCK[0] or (len(block) < _BLOCK[1] and sum(block) < _BLOCK_S):
-                begin = time.perf_counter()
-                logits, *_ = self._target.forward(self._cache, fed, layouts)
-                if logits.is_cuda:
-                    torch.cuda.synchronize(logits.device)
-                block.append(time.perf_counter() - begin)
-            seconds[index] = statistics.median(block[len(block) // 2 :])
+        seconds = [0.0] * len(self.points)
+        for index in self._order.permutation(len(self.points)):
+            block = self.block(self.points[index], _BLOCK, _BLOCK_S)
+            seconds[index] = statistics.median(block)
         return seconds
+
+    def block(
+        self, point: Point, most: tuple[int, int], seconds: float, end: float = float("inf")
+    ) -> list[float]:
+        """Seconds of passes in a row, the later half of them.
+
+        Args:
+            point: one of `points`.
+            most: fewest and most passes.
+            seconds: no pass begins after so long, but for the fewest.
+            end: no pass but the first begins after this moment of `time.perf_counter`.
+        """
+        width, length, rows = point
+        for row in range(rows):
+            self._cache.truncate(row, 0)
+            self._cache.commit(row, range(length))  # zeros, as good as text for the clock
+        fed = [ids[:width] for ids in self._ids[:rows]]
+        layouts = [tree_layout(chain_parents(width))] * rows
+        block: list[float] = []
+        while len(block) < most[0] or (len(block) < most[1] and sum(block) < seconds):
+            begin = time.perf_counter()
+            if block and begin > end:
+                break
+            logits, *_ = self._target.forward(self._cache, fed, layouts)
+            if logits.is_cuda:
+                torch.cuda.synchronize(logits.device)
+            block.append(time.perf_counter() - begin)
+        return block[len(block) // 2 :]
 
 
 def _rounds(
@@ -218,7 +328,7 @@ def _noise(rounds: np.ndarray) -> float:
 def prices_of(target: TargetModel) -> PriceList:
     """The price list of a target on this machine: from this process, the disk, or measured now.
 
-    Measuring takes a second or two for a small model. On a busy machine the list serves this process
+    Measuring takes about a second (`measure_quickly`). On a busy machine the list serves this process
     and is not kept on the disk. A cache that cannot be written costs a warning, nothing else.
     """
     known = _KNOWN.setdefault(target, {})
@@ -226,7 +336,7 @@ def prices_of(target: TargetModel) -> PriceList:
     if name not in known:
         found = read_cached(target)
         if found is None:
-            found = measure(target)
+            found = measure_quickly(target)
             if found.facts["noise"] <= QUIET:
                 keep(target, found)
         known[name] = found
