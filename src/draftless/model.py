@@ -118,12 +118,9 @@ class Draftless:
             dtype: `bfloat16`, `float32`, ...; None keeps the checkpoint's (bfloat16 for a GGUF file).
             device: where to load; None is the CPU.
             attention: `draftless`, or the stock `sdpa` or `eager`.
-            compile: which forward pass runs. `auto`: on a CPU, in bfloat16 and float32, our own kernels
-                (compiled once on a machine, in seconds), whose bits do not depend on the drafter or the
-                batch; else the model's own code. True: the same, but what our kernels do not know is
-                compiled by Inductor, in a minute. False: the model's own code.
-            strict: the same ids for every drafter in half precision, too, where our kernels do not run;
-                needs `compile`, costs time.
+            compile: `auto`: our batch-invariant kernels where they run (a CPU, bfloat16 and float32), else
+                the model's own code. True: Inductor for what they do not know. False: its own code.
+            strict: batch-invariant also where our kernels do not run; needs `compile`, costs time.
             int8: round the linear layers' weights to what int8 holds; that model's own output is then the
                 target. Compiled on a CPU with AVX512-BF16, they take half the memory.
             input_only_ids: never emitted, beside the adaptive tokens that a checkpoint's `draftless.json`
@@ -141,8 +138,7 @@ class Draftless:
             check_options(drafter, drafter_options or {})
         how: dict[str, Any] = {"attention": attention, "compile": compile, "strict": strict}
         how |= {"dtype": dtype, "device": device, "int8": int8, "input_only_ids": input_only_ids}
-        if on_progress is not None:
-            how["on_progress"] = on_progress
+        how |= {"on_progress": on_progress} if on_progress else {}
         path = embedded_model_path() if path_or_model is None else path_or_model
         is_loaded = not isinstance(path, str | Path)
         check_hub_options(hub_options, None if is_loaded else path, _OPTIONS)  # type: ignore[arg-type]

@@ -46,7 +46,7 @@ MAY_IMPORT = {
 }
 
 # The only files that may rely on how `transformers` works inside.
-INSIDERS = {"engine/target.py", "engine/cache.py", "engine/attention.py"}
+INSIDERS = {"engine/target.py", "engine/load.py", "engine/cache.py", "engine/attention.py"}
 INTERNAL_NAMES = {"AttentionInterface", "AttentionMaskInterface", "Cache", "DynamicCache"}
 PUBLIC_MODULES = (
     "transformers",

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from draftless.checkpoint.gguf import model_keywords, source_keywords
 from draftless.checkpoint.weights import load_weights
 from draftless.engine import native
-from draftless.engine.attention import ATTENTION_NAME
+from draftless.engine.attention import ATTENTION_NAME, register_attention
 from draftless.engine.build import NoCompiler
+from draftless.engine.cache import CacheShape, cache_keyword
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
 from draftless.engine.cpu.paging import page_out
@@ -25,7 +26,7 @@ from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
 from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.tree_pass import TreePass
-from draftless.errors import ArtifactError, CapabilityError, DraftlessError
+from draftless.errors import ArtifactError, CapabilityError, ConfigError, DraftlessError
 from draftless.layout import chain_parents, tree_layout
 from draftless.sublayers import decoder_layers
 
@@ -66,6 +67,44 @@ def load_stock(
         where = "" if Path(path).exists() else " (no folder here, so a name on the hub)"
         raise ArtifactError(f"cannot load a model from {str(path)!r}{where}: {error}") from error
     return model if place is None else model.to(place)
+
+
+def set_attention(model: PreTrainedModel, attention: str) -> None:
+    """Switch a model's attention.
+
+    Raises:
+        ConfigError: there is no such attention, or the family does not allow it.
+    """
+    config = model.config.get_text_config()
+    if attention not in (ATTENTION_NAME, "sdpa", "eager"):
+        raise ConfigError(f"attention {attention!r} is unknown; use draftless, sdpa or eager")
+    if attention == ATTENTION_NAME:
+        register_attention()
+    elif attention == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        raise ConfigError(
+            f"{config.model_type} caps its attention scores, which sdpa cannot; use draftless or eager"
+        )
+    model.set_attn_implementation(attention)
+
+
+def measure_cache_shape(model: PreTrainedModel) -> CacheShape:
+    """Run two tokens through a model and look at what it caches.
+
+    Raises:
+        CapabilityError: keys and values of its layers differ in shape.
+    """
+    cache = DynamicCache()
+    device = next(model.parameters()).device
+    token_ids = torch.zeros((1, 2), dtype=torch.long, device=device)
+    model.base_model(input_ids=token_ids, use_cache=True, **{cache_keyword(model): cache})
+    shapes = {tuple(t.shape) for layer in cache.layers for t in (layer.keys, layer.values)}
+    if len(shapes) != 1 or len(cache.layers) != model.config.get_text_config().num_hidden_layers:
+        raise CapabilityError(
+            f"{type(model).__name__} caches {len(cache.layers)} layers of shapes "
+            f"{sorted(shapes)}; one shape for keys and values of every layer is supported"
+        )
+    keys = cache.layers[0].keys
+    return CacheShape(len(cache.layers), keys.shape[1], keys.shape[3], keys.dtype, keys.device)
 
 
 @contextmanager

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from draftless.engine.attention import ATTENTION_NAME, register_attention
+from draftless.engine.attention import ATTENTION_NAME
 from draftless.engine.build import begin_building
-from draftless.engine.cache import CacheShape, KVCache, cache_keyword
+from draftless.engine.cache import KVCache, cache_keyword
 from draftless.engine.capabilities import (
     check_compile,
     check_input_only,
@@ -31,8 +31,10 @@ from draftless.engine.load import (
     fast_pass,
     load_stock,
     log,
+    measure_cache_shape,
     prove_stable_bits,
     refusing,
+    set_attention,
     warn_of,
 )
 from draftless.engine.masks import MaskBuilder
@@ -41,7 +43,7 @@ from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.skip_view import SkipViews
 from draftless.engine.tree_pass import TreePass
 from draftless.engine.watch import Watch
-from draftless.errors import CapabilityError, ConfigError
+from draftless.errors import CapabilityError
 from draftless.layout import TreeLayout, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
 
@@ -132,9 +134,9 @@ class TargetModel:
                 on_progress("testing the model")
                 self._test = SelfTest(model)
                 self.windows = self._test.windows
-                self._set_attention(attention)
+                set_attention(model, attention)
                 self._attention = model.config._attn_implementation
-                self.cache_shape = self._measure_cache_shape()
+                self.cache_shape = measure_cache_shape(model)
                 self._masks = MaskBuilder(
                     self.windows, self._groups, self.cache_shape.dtype, self.device
                 )
@@ -260,32 +262,6 @@ class TargetModel:
             compile = "inductor" if compile is True else compile  # whose pieces keep int8 in memory
         how: dict[str, Any] = {"input_only_ids": input_only_ids, "strict": strict}
         return cls(model, attention, compile=compile, on_progress=on_progress, **how)
-
-    def _set_attention(self, attention: Attention) -> None:
-        if attention not in (ATTENTION_NAME, "sdpa", "eager"):
-            raise ConfigError(f"attention {attention!r} is unknown; use draftless, sdpa or eager")
-        if attention == ATTENTION_NAME:
-            register_attention()
-        elif attention == "sdpa" and getattr(self.config, "attn_logit_softcapping", None):
-            raise ConfigError(
-                f"{self.config.model_type} caps its attention scores, which sdpa cannot; "
-                "use draftless or eager"
-            )
-        self.model.set_attn_implementation(attention)
-
-    def _measure_cache_shape(self) -> CacheShape:
-        """Run two tokens through the model and look at what it caches."""
-        cache = DynamicCache()
-        token_ids = torch.zeros((1, 2), dtype=torch.long, device=self.device)
-        self.model.base_model(input_ids=token_ids, use_cache=True, **{self._cache_keyword: cache})
-        shapes = {tuple(t.shape) for layer in cache.layers for t in (layer.keys, layer.values)}
-        if len(shapes) != 1 or len(cache.layers) != self.config.num_hidden_layers:
-            raise CapabilityError(
-                f"{type(self.model).__name__} caches {len(cache.layers)} layers of shapes "
-                f"{sorted(shapes)}; one shape for keys and values of every layer is supported"
-            )
-        keys = cache.layers[0].keys
-        return CacheShape(len(cache.layers), keys.shape[1], keys.shape[3], keys.dtype, keys.device)
 
     def make_cache(self, num_rows: int, num_slots: int) -> KVCache:
         """An empty cache with room for `num_slots` slots a row."""
