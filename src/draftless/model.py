@@ -146,8 +146,6 @@ class Draftless:
             model = cls(_target_of(path, how), tokenizer, make_drafter("none"))
         else:
             model = cls._load(path, tokenizer, how, hub_options)  # type: ignore[arg-type]
-        if on_progress is not None:
-            on_progress("measuring this machine")
         chosen = drafter or (model.manifest.default_drafter if model.manifest else None) or "auto"
         return model.with_drafter(chosen, drafter_options)
 

@@ -239,3 +239,18 @@ def _check_logits(
             f"logits of {type(target.model).__name__} with {what} are off by {errors[0]:.3g} where the "
             f"model's own code rounds by {errors[1]:.3g}; load it with compile=False"
         )
+
+
+def say_if_not_reproducible(target: TargetModel, how: Compile) -> None:
+    """One line at load, with the way out."""
+    if target.is_reproducible:
+        return
+    more = " or compile='auto'" if not how and target.device.type == "cpu" else ""
+    log.warning(
+        "%s in %s: the last bits of its logits depend on how many tokens a pass holds, so where two tokens "
+        "are nearly equal the text may depend on the drafter and the batch; dtype='float32'%s makes it "
+        "reproducible",
+        type(target.model).__name__,
+        str(target.dtype).removeprefix("torch."),
+        more,
+    )

@@ -30,10 +30,10 @@ from draftless.engine.load import (
     Progress,
     fast_pass,
     load_stock,
-    log,
     measure_cache_shape,
     prove_stable_bits,
     refusing,
+    say_if_not_reproducible,
     set_attention,
     warn_of,
 )
@@ -130,19 +130,7 @@ class TargetModel:
         self.is_strict = self._has_stable_bits = False
         stock_attention = model.config._attn_implementation
         try:
-            with torch.inference_mode(), refusing(type(model).__name__):
-                on_progress("testing the model")
-                self._test = SelfTest(model)
-                self.windows = self._test.windows
-                set_attention(model, attention)
-                self._attention = model.config._attn_implementation
-                self.cache_shape = measure_cache_shape(model)
-                self._masks = MaskBuilder(
-                    self.windows, self._groups, self.cache_shape.dtype, self.device
-                )
-                states = self._test.eager(self)
-                what = f"{attention!r} attention"
-                self._test.check(states, self.cache_shape, what, self._groups)
+            self._test_structure(attention, on_progress)
             if compile:
                 on_progress("preparing the forward pass")
                 self._make_fast()
@@ -155,13 +143,22 @@ class TargetModel:
         self.input_only_ids = tuple(input_only_ids)
         self.first_emitted_id = next(i for i in count() if i not in self.input_only_ids)
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
-        if not self.is_reproducible:
-            log.warning(
-                "%s in %s: the last bits of its logits depend on how many tokens a pass holds, so where two "
-                "tokens are nearly equal the text may depend on the drafter and the batch; dtype='float32'%s "
-                "makes it reproducible", type(model).__name__, str(self.dtype).removeprefix("torch."),
-                " or compile='auto'" if not compile and self.device.type == "cpu" else "",
-            )  # fmt: skip
+        say_if_not_reproducible(self, compile)
+
+    def _test_structure(self, attention: Attention, on_progress: Progress) -> None:
+        """Switch the attention, and try it against the stock one."""
+        model = self.model
+        with torch.inference_mode(), refusing(type(model).__name__):
+            on_progress("testing the model")
+            self._test = SelfTest(model)
+            self.windows = self._test.windows
+            set_attention(model, attention)
+            self._attention: str = model.config._attn_implementation
+            self.cache_shape = measure_cache_shape(model)
+            shape = self.cache_shape
+            self._masks = MaskBuilder(self.windows, self._groups, shape.dtype, self.device)
+            states = self._test.eager(self, is_wide=True)
+            self._test.check(states, shape, f"{attention!r} attention", self._groups)
 
     @property
     def _groups(self) -> int:

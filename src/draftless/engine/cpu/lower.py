@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from draftless.engine.cpu.record import NUM_TOKENS, Call, Recording
-from draftless.engine.cpu.shapes import ViewOperators, cut, filled
+from draftless.engine.cpu.shapes import ViewOperators, cut, filled, three
 from draftless.engine.cpu.values import (
     TOKENS,
     Attend,
@@ -158,7 +158,7 @@ class Lowering(ViewOperators):
             [out.axes[i].size for i in inner],
             [[axes[i].stride for i in inner] for axes in (out.axes, *lists)],
         )
-        first, *others = map(_three, strides)
+        first, *others = map(three, strides)
         a, b = filled(
             [
                 Placed(one.storage, one.first, them)
@@ -170,7 +170,7 @@ class Lowering(ViewOperators):
         )
         is_rounded = out.dtype == torch.bfloat16
         to = Placed(out.storage, out.first, first)
-        self.nodes.append(Instruct(op, _three(sizes), to, a, b, is_rounded, number))
+        self.nodes.append(Instruct(op, three(sizes), to, a, b, is_rounded, number))
 
     def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
@@ -244,8 +244,8 @@ class Lowering(ViewOperators):
         )
         if sizes[0] != 1:
             raise NotLowered("a sum over four axes")
-        to, of = (_three((*one[1:], last)) for one, last in zip(strides, (0, 1), strict=True))
-        size = _three((*sizes[1:], view.axes[-1].size))
+        to, of = (three((*one[1:], last)) for one, last in zip(strides, (0, 1), strict=True))
+        size = three((*sizes[1:], view.axes[-1].size))
         is_rounded = result.dtype == torch.bfloat16
         a = Placed(view.storage, view.first, of)
         self.nodes.append(Instruct(op, size, Placed(out.storage, 0, to), a, is_rounded=is_rounded))
@@ -272,35 +272,6 @@ class Lowering(ViewOperators):
             size = part.axes[axis].size
             self._instruct("copy", cut(out, axis, start, size), [part])
             start += size
-        return out
-
-    def _on_repeat_interleave(self, call: Call, overload: str) -> View:
-        view, (result,) = self._view(call.args[0]), call.results
-        axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim")
-        at = tokens_at(view.axes)
-        if overload != "self_int" or axis is None or at is None or axis % result.dim() == at:
-            raise NotLowered(call.name)
-        axis, times = axis % result.dim(), call.args[1]
-        out = self._fresh(result.shape, at, result.dtype)
-        stride = out.axes[axis].stride
-        pairs = Axis(view.axes[axis].size, stride * times), Axis(times, stride)
-        to = self._moved(out, (*out.axes[:axis], *pairs, *out.axes[axis + 1 :]))
-        of = self._moved(view, (*view.axes[: axis + 1], Axis(1, 0), *view.axes[axis + 1 :]))
-        self._instruct("copy", to, [of])
-        return out
-
-    def _on_stack(self, call: Call, _: str) -> View:
-        parts = [self._view(part) for part in call.args[0]]
-        (result,) = call.results
-        axis = (call.args[1] if len(call.args) > 1 else 0) % result.dim()
-        shape = list(result.shape)
-        at = tokens_at(parts[0].axes)
-        assert at is not None
-        out = self._fresh(shape, at + (axis <= at), result.dtype)
-        for index, part in enumerate(parts):
-            axes = (*part.axes[:axis], Axis(1, 0), *part.axes[axis:])
-            one = View(part.storage, axes, part.first, part.dtype)
-            self._instruct("copy", cut(out, axis, index, 1), [one])
         return out
 
     def _on_embedding(self, call: Call, _: str) -> View:

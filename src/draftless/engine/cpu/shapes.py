@@ -20,6 +20,8 @@ from draftless.engine.cpu.values import (
 class ViewOperators:
     """Views, transposes, slices and parts. `Lowering` has the rest."""
 
+    _fresh: Any
+    _instruct: Any
     _values: dict[int, View]
 
     def _view(self, tensor: Any) -> View:
@@ -121,13 +123,42 @@ class ViewOperators:
 
     _on_chunk = _on_split_with_sizes = _on_split
 
+    def _on_repeat_interleave(self, call: Call, overload: str) -> View:
+        view, (result,) = self._view(call.args[0]), call.results
+        axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim")
+        at = tokens_at(view.axes)
+        if overload != "self_int" or axis is None or at is None or axis % result.dim() == at:
+            raise NotLowered(call.name)
+        axis, times = axis % result.dim(), call.args[1]
+        out = self._fresh(result.shape, at, result.dtype)
+        stride = out.axes[axis].stride
+        pairs = Axis(view.axes[axis].size, stride * times), Axis(times, stride)
+        to = self._moved(out, (*out.axes[:axis], *pairs, *out.axes[axis + 1 :]))
+        of = self._moved(view, (*view.axes[: axis + 1], Axis(1, 0), *view.axes[axis + 1 :]))
+        self._instruct("copy", to, [of])
+        return out
+
+    def _on_stack(self, call: Call, _: str) -> View:
+        parts = [self._view(part) for part in call.args[0]]
+        (result,) = call.results
+        axis = (call.args[1] if len(call.args) > 1 else 0) % result.dim()
+        shape = list(result.shape)
+        at = tokens_at(parts[0].axes)
+        assert at is not None
+        out = self._fresh(shape, at + (axis <= at), result.dtype)
+        for index, part in enumerate(parts):
+            axes = (*part.axes[:axis], Axis(1, 0), *part.axes[axis:])
+            one = View(part.storage, axes, part.first, part.dtype)
+            self._instruct("copy", cut(out, axis, index, 1), [one])
+        return out
+
 
 def filled(args: Sequence[Any], defaults: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments of an operator, the missing ones by default."""
     return (*args, *defaults[len(args) :])[: len(defaults)]
 
 
-def _three(numbers: Sequence[int]) -> tuple[int, int, int]:
+def three(numbers: Sequence[int]) -> tuple[int, int, int]:
     first, second, third = numbers
     return first, second, third
 

@@ -41,7 +41,7 @@ def load(name: str, constants: str = "") -> bool:
     """
     try:
         path = built(f"{name}.cpp", _torch_flags(), {"constants.h": constants})
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         bound = _bound(name, str(path)) if name in _MODULES else {}
     except Exception as error:  # noqa: BLE001 - what a compiler may raise is not ours to list
         warnings.warn(f"{name}.cpp does not compile here, torch takes over: {error}", stacklevel=2)
