@@ -157,7 +157,7 @@ class TargetModel:
             self.cache_shape = measure_cache_shape(model)
             shape = self.cache_shape
             self._masks = MaskBuilder(self.windows, self._groups, shape.dtype, self.device)
-            states = self._test.eager(self, is_wide=True)
+            states = self._test.eager(self)
             self._test.check(states, shape, f"{attention!r} attention", self._groups)
 
     @property
