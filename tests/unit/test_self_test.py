@@ -1,7 +1,4 @@
-"""What is tried when a model is loaded: every planted defect is found, and no right model is refused.
-
-In bfloat16 and on models with outlier activations, where logits of right implementations lie far apart.
-"""
+"""What is tried when a model is loaded: every planted defect is found, and no right model is refused."""
 
 from __future__ import annotations
 

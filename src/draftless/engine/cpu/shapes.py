@@ -20,14 +20,18 @@ from draftless.engine.cpu.values import (
 class ViewOperators:
     """Views, transposes, slices and parts. `Lowering` has the rest."""
 
-    _fresh: Any
-    _instruct: Any
     _values: dict[int, View]
 
     def _view(self, tensor: Any) -> View:
         raise NotImplementedError
 
     def _copy(self, view: View) -> View:
+        raise NotImplementedError
+
+    def _fresh(self, shape: Sequence[int], at: int, dtype: Any) -> View:
+        raise NotImplementedError
+
+    def _instruct(self, op: str, out: View, operands: Any, number: float = 0.0) -> None:
         raise NotImplementedError
 
     def _on_view(self, call: Call, _: str) -> View:
