@@ -57,7 +57,8 @@ class NativeForward:
         self._num_layers = num_layers
         self._dtype = dtype
         self._memory = HugePages()
-        self._packed: dict[tuple[int, ...], PackedWeight] = {}
+        self._packed: dict[tuple[Any, ...], PackedWeight] = {}
+        self._sources: list[torch.Tensor] = []  # kept, so that no other tensor gets their addresses
         self._programs: dict[SkipSet | None, _Programs] = {}
 
     @property
@@ -99,9 +100,13 @@ class NativeForward:
     def _pack(
         self, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
     ) -> PackedWeight:
-        key = tuple(0 if one is None else one.data_ptr() for one in (*weights, *biases))
+        key = tuple(
+            None if one is None else (one.data_ptr(), one.shape, one.stride())
+            for one in (*weights, *biases)
+        )
         if key not in self._packed:
             self._packed[key] = PackedWeight(weights, biases, self._memory.empty)
+            self._sources += weights
         return self._packed[key]
 
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -51,7 +52,11 @@ def library() -> ctypes.CDLL:
 
 
 def _load(more_flags: tuple[str, ...]) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(_compiled(more_flags)))
+    file = _compiled(more_flags)
+    try:
+        found = ctypes.CDLL(str(file))
+    except OSError as error:  # a file system that runs nothing, or a file that is damaged
+        raise NoCompiler(f"{file} cannot be loaded: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
@@ -72,16 +77,29 @@ def _compiled(more_flags: tuple[str, ...]) -> Path:
     key = hashlib.sha256(
         "\n".join((source, path, *_FLAGS, *more_flags, _processor())).encode()
     ).hexdigest()[:16]
-    for folder in (cache_folder() / "native", Path(tempfile.gettempdir()) / "draftless-native"):
-        file = folder / f"forward-{key}.so"
-        if file.is_file():
-            return file
+    for make_folder in (_in_cache, _of_this_user):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _compile(path, source, more_flags, file)
+            file = make_folder() / f"forward-{key}.so"
+            return file if file.is_file() else _compile(path, source, more_flags, file)
         except OSError:
             continue
-    raise NoCompiler(f"the compiled kernels cannot be written to {folder}")
+    raise NoCompiler(f"the compiled kernels cannot be written to {cache_folder()}")
+
+
+def _in_cache() -> Path:
+    folder = cache_folder() / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _of_this_user() -> Path:
+    """Among the temporary files, where anyone may write: only a folder that is ours alone is trusted."""
+    folder = Path(tempfile.gettempdir()) / f"draftless-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not of this user alone")
+    return folder
 
 
 def _compile(path: str, source: str, more_flags: tuple[str, ...], file: Path) -> Path:
@@ -89,10 +107,11 @@ def _compile(path: str, source: str, more_flags: tuple[str, ...], file: Path) ->
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         text, out = Path(folder, "forward.cpp"), Path(folder, "forward.so")
         text.write_text(source, encoding="utf-8")
-        done = subprocess.run(
-            [path, *_FLAGS, *more_flags, str(text), "-o", str(out)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        command = [path, *_FLAGS, *more_flags, str(text), "-o", str(out)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise NoCompiler(f"{path} cannot be started: {error}") from error
         if done.returncode:
             raise NoCompiler(f"{path} refuses the kernels: {done.stderr.strip()[:400]}")
         out.replace(file)

@@ -40,7 +40,7 @@ _UNARY = {
 _BINARY = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
-_SAME = {"alias", "contiguous", "clone", "detach", "lift_fresh", "dropout", "native_dropout"}
+_SAME = {"alias", "contiguous", "clone", "detach", "lift_fresh"}
 _FLOATS = (torch.float32, torch.bfloat16)
 
 
@@ -89,7 +89,10 @@ class Lowering:
         return False
 
     def _call(self, call: Call) -> None:
-        _, name, overload = call.name.split(".")
+        library, _, name = call.name.partition(".")
+        name, _, overload = name.partition(".")
+        if library != "aten":
+            raise NotLowered(call.name)
         if call.is_mutable:
             raise NotLowered(f"{call.name}, which writes in place")
         name = name.removeprefix("_unsafe_")
@@ -130,7 +133,7 @@ class Lowering:
             return Constant(value.detach().float().contiguous().clone())
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise NotLowered(f"an operand {value!r}")
-        return Constant(torch.tensor(float(value)))
+        return Constant(torch.tensor(float(value), dtype=torch.float32))
 
     # Instructions.
 
@@ -173,9 +176,7 @@ class Lowering:
             )
         )
 
-    def _elementwise(
-        self, op: str, call: Call, args: Sequence[Any], number: float = 0.0
-    ) -> View:
+    def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
         (result,) = call.results
         if result.dtype not in (*_FLOATS, torch.int64) or (
@@ -187,6 +188,14 @@ class Lowering:
             axes = broadcast(one.axes, result.shape)
             at = tokens_at(axes) if at is None else at
         assert at is not None
+        if result.dtype == torch.bfloat16 and op in (
+            "add",
+            "sub",
+        ):  # torch rounds a number before it adds it
+            operands = [
+                Constant(one.tensor.bfloat16().float()) if isinstance(one, Constant) else one
+                for one in operands
+            ]
         out = self._fresh(result.shape, at, result.dtype)
         self._instruct(op, out, operands, number)
         return out
@@ -198,6 +207,15 @@ class Lowering:
         self._instruct("copy", out, [view])
         return out
 
+    def _on_zeros_like(self, call: Call, _: str) -> View:  # what a skipped sub-layer adds
+        (result,) = call.results
+        at = tokens_at(self._view(call.args[0]).axes)
+        if at is None or result.dtype not in _FLOATS:
+            raise NotLowered(f"{call.name} in {result.dtype}")
+        out = self._fresh(result.shape, at, result.dtype)
+        self._instruct("copy", out, [self._operand(0.0)])
+        return out
+
     def _cast(self, view: View, dtype: torch.dtype) -> View:
         if dtype == view.dtype:
             return view
@@ -206,6 +224,11 @@ class Lowering:
         if dtype == torch.float32:
             return View(view.storage, view.axes, view.first, dtype)
         return self._copy(view, dtype)
+
+    def _on_dropout(self, call: Call, _: str) -> View:
+        if call.args[2]:
+            raise NotLowered(f"{call.name} while training")
+        return self._view(call.args[0])
 
     def _on_pow(self, call: Call, overload: str) -> View:
         if overload != "Tensor_Scalar":
@@ -224,13 +247,16 @@ class Lowering:
         last = len(view.axes) - 1
         if axes is None or [axis % len(view.axes) for axis in axes] != [last]:
             raise NotLowered(f"{call.name} over other axes than the last")
-        if view.axes[last].stride not in (1, 0) or view.axes[last].stride == TOKENS:
+        if view.axes[last].size > 1 and view.axes[last].stride not in (1, TOKENS):
             view = self._copy(view)
         return self._sum(op, view, call.results[0])
 
     def _sum(self, op: str, view: View, result: torch.Tensor) -> View:
+        """Of the last axis, whose stride is one."""
         at = tokens_at(view.axes)
         assert at is not None
+        if at == len(view.axes) - 1:
+            raise NotLowered(f"a {op} over tokens")
         out = self._fresh((*view.shape[:-1], 1), at, result.dtype)
         outer = [i for i in range(len(view.axes) - 1) if i != at]
         sizes, strides = merged(
@@ -244,7 +270,10 @@ class Lowering:
         size = (*sizes[1:], view.axes[-1].size)
         self.nodes.append(
             Instruct(
-                op, size, Placed(out.storage, 0, to), Placed(view.storage, view.first, of),
+                op,
+                size,
+                Placed(out.storage, 0, to),
+                Placed(view.storage, view.first, of),
                 is_rounded=result.dtype == torch.bfloat16,
             )  # fmt: skip
         )  # type: ignore[arg-type]
@@ -313,7 +342,13 @@ class Lowering:
         size = (1, 1, result.shape[-1])
         place = Placed(index.storage, index.first)
         self.nodes.append(
-            Instruct("embed", size, Placed(out.storage, 0, (0, 0, 1)), place, table=table.detach())
+            Instruct(
+                "embed",
+                size,
+                Placed(out.storage, 0, (0, 0, 1)),
+                place,
+                table=table.detach().contiguous(),
+            )
         )
         return out
 
@@ -361,7 +396,8 @@ class Lowering:
     # Products and attention.
 
     def _dense(self, view: View) -> View:
-        return view if view.is_dense else self._copy(view)
+        """As a product or attention reads it: without gaps, stored in its own dtype."""
+        return view if view.is_dense and view.storage.dtype == view.dtype else self._copy(view)
 
     def _on_linear(self, call: Call, _: str) -> View:
         x, weight, bias = _filled(call.args, (None, None, None))
@@ -369,10 +405,17 @@ class Lowering:
 
     def _on_addmm(self, call: Call, _: str) -> View:
         bias, x, weight = call.args
-        return self._linear(call, x, weight.t(), bias)
+        if call.kwargs:
+            raise NotLowered(f"{call.name} with {call.kwargs}")
+        return self._linear(call, x, self._transposed(weight), bias)
 
     def _on_mm(self, call: Call, _: str) -> View:
-        return self._linear(call, call.args[0], call.args[1].t(), None)
+        return self._linear(call, call.args[0], self._transposed(call.args[1]), None)
+
+    def _transposed(self, weight: torch.Tensor) -> torch.Tensor:
+        if id(weight) in self._values or weight.dim() != 2:
+            raise NotLowered("a product with something else than a weight")
+        return weight.t()
 
     _on_matmul = _on_mm
 
@@ -381,10 +424,11 @@ class Lowering:
         at = tokens_at(view.axes)
         is_product = (
             at is not None
+            and at != len(view.axes) - 1
             and len(view.inner) <= 1
-            and isinstance(weight, torch.Tensor)
             and id(weight) not in self._values
             and weight.dim() == 2
+            and (bias is None or (id(bias) not in self._values and bias.shape == weight.shape[:1]))
         )
         if not is_product or at is None or view.dtype != self._dtype or weight.dtype != self._dtype:
             raise NotLowered(f"{call.name} on other things than tokens and weights of one dtype")
@@ -418,7 +462,9 @@ class Lowering:
 
     # Views.
 
-    def _on_view(self, call: Call, _: str) -> View:
+    def _on_view(self, call: Call, overload: str) -> View:
+        if overload == "dtype":
+            raise NotLowered(call.name)
         view, shape = self._view(call.args[0]), tuple(call.results[0].shape)
         at = tokens_at(view.axes)
         assert at is not None
@@ -437,7 +483,7 @@ class Lowering:
             if view.is_dense:
                 raise NotLowered(f"a view of {view.shape} as {shape}")
             self._values[id(call.args[0])] = self._copy(view)
-            return self._on_view(call, _)
+            return self._on_view(call, overload)
         left, right = strides
         assert left is not None
         assert right is not None

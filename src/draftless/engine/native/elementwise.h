@@ -77,6 +77,7 @@ inline Floats gelu(Floats x) {
 }
 
 inline Floats power(Floats x, double exponent) {
+  if (exponent == 0.5) return lane_by_lane(x, [](float v) { return std::sqrt(v); });  // pow differs at -0 and -inf
   if (exponent == 2) return x * x;
   if (exponent == 3) return x * x * x;
   return lane_by_lane(x, [exponent](float v) { return static_cast<float>(std::pow(v, exponent)); });
