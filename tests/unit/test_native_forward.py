@@ -196,7 +196,9 @@ def test_concurrent_calls(num_threads: int) -> None:
             if not torch.equal(found, expected[index]):
                 wrong.append(index)
 
-    threads = [threading.Thread(target=decode, args=(index,)) for index in range(len(rows))]
+    threads = [
+        threading.Thread(target=decode, args=(index,), daemon=True) for index in range(len(rows))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from draftless.engine.cpu.schedule import Room, TokensStep, base_of, reads_of, schedule, write_of
 from draftless.engine.cpu.values import (
     TOKENS,
+    Attend,
     Axis,
     Instruct,
     Linear,
@@ -152,6 +153,15 @@ def test_what_serves_nothing_is_left_out(graph: tuple[list[Node], Storage, View]
         for node in (step.instructions if isinstance(step, TokensStep) else [step])
     ]
     assert kept == [node for node in nodes if write_of(node) in wanted]
+
+
+def test_attention_is_kept_for_what_it_writes() -> None:
+    """Later passes read its keys and values, also where nothing reads its output."""
+    tokens, state, out = (Storage(1, torch.int64), *(Storage(8, torch.float32) for _ in range(2)))
+    view = View(state, dense_axes((1, 13, 8), 1), 0, torch.float32)
+    first = Instruct("copy", (1, 1, 8), Placed(state, 0), Placed(tokens, 0))
+    attend = Attend(view, view, view, out, {})
+    assert attend in schedule([first, attend], [tokens], view).steps
 
 
 @st.composite

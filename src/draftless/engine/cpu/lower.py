@@ -377,7 +377,7 @@ class Lowering:
             raise NotLowered("a norm over several axes")
         at = tokens_at(view.axes)
         assert at is not None
-        eps = torch.finfo(x.dtype).eps if eps is None else eps
+        eps = torch.finfo(torch.float32).eps if eps is None else eps  # also of bfloat16
         wide, one = call.results[0].float(), call.results[0].float()[..., :1]
         square = self._norm_step("mul", wide, at, view, view)
         mean = self._norm_step("add", one, at, self._sum("mean", square, one), float(eps))
