@@ -10,6 +10,9 @@ import torch
 
 from draftless.engine.cpu.library import library
 from draftless.engine.cpu.values import NotLowered
+from draftless.engine.masks import MaskBuilder
+from draftless.engine.tree_pass import TreePass
+from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
 from support.models import WINDOW, WINDOWED
 from support.native_forward import NAMES, REFUSED, Native, native, stock_logits, tokens
@@ -108,6 +111,25 @@ def test_rows_of_unequal_length_and_threads_do_not_change_bits(
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         found = torch.cat([first[index, :length], second[index, : len(row) - length]])
         assert torch.equal(found, expected[index])
+
+
+def test_some_rows_of_a_cache_and_rows_that_feed_nothing() -> None:
+    """The rows 1 to 3 of five, of which the second feeds nothing in this pass; the others stay."""
+    model = native("llama", "bf16")
+    ids = tokens(20, seed=8)
+    expected = model.one_by_one(ids)
+    cache = model.cache(5)
+    cache.data.fill_(3.0)
+    layouts = [tree_layout(chain_parents(20)), EMPTY_LAYOUT, tree_layout(chain_parents(20))]
+    masks = MaskBuilder(model.windows, 2, model.dtype, torch.device("cpu"))
+    with torch.inference_mode():
+        tree_pass = TreePass(cache, slice(1, 4), [ids, [], ids], layouts, masks)
+        found = model.forward(None, tree_pass).reshape(3, 20, -1)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[2], expected)
+    assert (cache.data[:, :, [0, 4]] == 3).all()
+    assert torch.equal(cache.data[:, :, 1], cache.data[:, :, 3])
+    assert not (cache.data[:, :, 1, :, :20] == 3).all()
 
 
 @pytest.mark.parametrize("dtype", BOTH)
