@@ -58,7 +58,8 @@ class NativeForward:
         self._num_layers = num_layers
         self._dtype = dtype
         self._memory = HugePages()
-        self._packed: dict[tuple[int, ...], PackedWeight] = {}
+        self._packed: dict[tuple[Any, ...], PackedWeight] = {}
+        self._kept: list[torch.Tensor] = []
         self._programs: dict[SkipSet | None, _Programs] = {}
 
     @property
@@ -107,9 +108,12 @@ class NativeForward:
         biases: Sequence[torch.Tensor | None],
         dtype: torch.dtype,
     ) -> PackedWeight:
-        key = tuple(0 if one is None else one.data_ptr() for one in (*weights, *biases))
+        parts = [one for one in (*weights, *biases) if one is not None]
+        # An address alone is shared by a weight, its transpose and its first rows.
+        key = tuple((one.data_ptr(), one.shape, one.stride()) for one in parts)
         if key not in self._packed:
             self._packed[key] = PackedWeight(weights, biases, dtype, self._memory.empty)
+            self._kept += parts  # an address of memory that was given back may come again
         return self._packed[key]
 
 

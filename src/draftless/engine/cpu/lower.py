@@ -132,7 +132,7 @@ class Lowering(ViewOperators):
             return Constant(value.detach().float().contiguous().clone())
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise NotLowered(f"an operand {value!r}")
-        return Constant(torch.tensor(float(value)))
+        return Constant(torch.tensor(float(value), dtype=torch.float32))
 
     # Instructions.
 
@@ -229,7 +229,9 @@ class Lowering(ViewOperators):
         last = len(view.axes) - 1
         if axes is None or [axis % len(view.axes) for axis in axes] != [last]:
             raise NotLowered(f"{call.name} over other axes than the last")
-        if view.axes[last].stride not in (1, 0) or view.axes[last].stride == TOKENS:
+        if view.axes[last].stride == TOKENS:
+            raise NotLowered(f"{call.name} over tokens")
+        if view.axes[last].stride != 1 and view.axes[last].size > 1:
             view = self._copy(view)
         return self._sum(op, view, call.results[0])
 
@@ -341,10 +343,18 @@ class Lowering(ViewOperators):
 
     def _on_addmm(self, call: Call, _: str) -> View:
         bias, x, weight = call.args
-        return self._linear(call, x, weight.t(), bias)
+        if call.kwargs or id(bias) in self._values:
+            raise NotLowered(f"{call.name} of another form")
+        return self._linear(call, x, self._transposed(weight), bias)
 
     def _on_mm(self, call: Call, _: str) -> View:
-        return self._linear(call, call.args[0], call.args[1].t(), None)
+        return self._linear(call, call.args[0], self._transposed(call.args[1]), None)
+
+    def _transposed(self, weight: torch.Tensor) -> torch.Tensor:
+        """A weight `[in, out]` as `[out, in]`."""
+        if id(weight) in self._values or weight.dim() != 2:
+            raise NotLowered("a product with something that is no weight")
+        return weight.t()
 
     _on_matmul = _on_mm
 
