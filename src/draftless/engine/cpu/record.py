@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
+from draftless.engine.cpu.values import NotLowered
 
 NUM_TOKENS = 13
 """Of the recorded pass. A prime that no model has as a size."""
@@ -75,6 +76,9 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         kinds: types of its layers.
         num_layers: of the whole model.
         dtype: of its weights.
+
+    Raises:
+        NotLowered: what comes before the head cannot be seen.
     """
     recorder = _Recorder()
 
@@ -106,10 +110,14 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         for index, kind in enumerate(kinds)
     }
     states: list[torch.Tensor] = []
-    hook = model.base_model.register_forward_hook(
-        lambda _, __, found: states.append(found.last_hidden_state)
-    )
-    with hook, torch.inference_mode(), attention_replaced_by(emit), recorder:
+
+    def note(_: Any, __: Any, found: Any) -> None:
+        if isinstance(one := getattr(found, "last_hidden_state", None), torch.Tensor):
+            states.append(one)
+
+    # Some heads (OPT) read the decoder and pass its owner by; where both are called, the owner is the last.
+    hooks = [one.register_forward_hook(note) for one in (model.base_model, model.get_decoder())]
+    with hooks[0], hooks[1], torch.inference_mode(), attention_replaced_by(emit), recorder:
         logits = model(
             input_ids=token_ids,
             position_ids=positions,
@@ -117,4 +125,6 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
             use_cache=True,
             **{cache_keyword(model): PassThroughCache(num_layers)},
         ).logits
-    return Recording(recorder.calls, token_ids, positions, states[0], logits)
+    if not states:
+        raise NotLowered("a head that does not read what the decoder returns")
+    return Recording(recorder.calls, token_ids, positions, states[-1], logits)
