@@ -254,29 +254,6 @@ void write(const at::Tensor& states, int64_t row, int64_t width, T* to, int64_t 
   }
 }
 
-// Brings the slots of an accepted path of one row, nodes `path` behind `start`, into its order.
-void move_slots(const at::Tensor& data, int64_t row, int64_t start, const Ids& path) {
-  TORCH_CHECK(data.dim() == 6 && data.is_contiguous() && row >= 0 && row < data.size(2));
-  const int64_t capacity = data.size(4), slot_bytes = data.size(5) * data.element_size();
-  const int64_t row_bytes = data.size(3) * capacity * slot_bytes;
-  int64_t before = -1;
-  for (const int64_t node : path) {  // so none is overwritten before it is read
-    TORCH_CHECK(node > before && start + node < capacity, "no path: node ", node, " behind node ", before);
-    before = node;
-  }
-  char* const all = static_cast<char*>(data.data_ptr());
-  for (int64_t index = 0; index < data.size(0) * data.size(1); ++index) {
-    for (int64_t head = 0; head < data.size(3); ++head) {
-      char* first = all + (index * data.size(2) + row) * row_bytes + (head * capacity + start) * slot_bytes;
-      for (size_t place = 0; place < path.size(); ++place) {
-        if (path[place] != static_cast<int64_t>(place)) {
-          std::memcpy(first + place * slot_bytes, first + path[place] * slot_bytes, slot_bytes);
-        }
-      }
-    }
-  }
-}
-
 at::Tensor with_whole_vectors(const at::Tensor& states) {
   return states.stride(3) == 1 ? states : states.contiguous();
 }
@@ -363,5 +340,4 @@ TORCH_LIBRARY_IMPL(draftless_cpu, Meta, library) { library.impl("attention", &at
 
 PYBIND11_MODULE(attention, module) {
   module.def("begin_pass", &begin_pass);
-  module.def("move_slots", &move_slots);
 }
