@@ -45,3 +45,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _markers(item: pytest.Item) -> set[str]:
     return {mark.name for mark in item.iter_markers()}  # keywords name folders, too
+
+
+@pytest.fixture(autouse=True)
+def _every_load_is_tested(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests plant defects that a proof of an earlier load would hide; tests of proofs ask for `proofs`."""
+    if "proofs" not in request.fixturenames:
+        monkeypatch.setattr("draftless.engine.proof.ProofFile.read", lambda _: None)
+
+
+@pytest.fixture
+def proofs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder in which proofs count."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DRAFTLESS_CACHE", str(folder))
+    return folder / "proofs"

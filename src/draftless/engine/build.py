@@ -65,7 +65,7 @@ def _built(file: str, flags: Sequence[str], given: dict[str, str]) -> Path:
     if path is None:
         raise NoCompiler("there is no C++ compiler (g++ or clang++)")
     source = _source(file, given)
-    parts = (source, path, *_FLAGS, *flags, _processor())
+    parts = (source, path, *_FLAGS, *flags, processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     name = f"{Path(file).stem}-{key}.so"
     for folder in (cache_folder() / "native", Path(tempfile.gettempdir()) / "draftless-native"):
@@ -113,7 +113,7 @@ def _source(file: str, given: dict[str, str]) -> str:
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     """What `-march=native` stands for."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -34,11 +33,14 @@ from draftless.engine.load import (
     prove_stable_bits,
     refusing,
     say_if_not_reproducible,
+    say_nothing,
     set_attention,
     warn_of,
 )
 from draftless.engine.masks import MaskBuilder
 from draftless.engine.native import is_loaded
+from draftless.engine.prefill import Prefill
+from draftless.engine.proof import Proof, ProofFile
 from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.skip_view import SkipViews
 from draftless.engine.tree_pass import TreePass
@@ -55,24 +57,6 @@ Attention = Literal["draftless", "sdpa", "eager"]
 _HALVES = (torch.bfloat16, torch.float16)
 _PREFILL_CHUNK = 512
 _COMPILED_CHUNK = 128  # our attention weighs what is hidden, too; shorter parts hide less
-
-
-def _say_nothing(_: str) -> None:
-    """What is told of progress where nobody asks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prefill:
-    """What caching a prompt (all but its last token) gave.
-
-    Attributes:
-        num_passes: forward passes.
-        vector: `[hidden]` float32, the mean of the final-norm hidden states; None if nothing was
-            cached.
-    """
-
-    num_passes: int
-    vector: torch.Tensor | None
 
 
 class TargetModel:
@@ -98,7 +82,8 @@ class TargetModel:
         input_only_ids: Sequence[int] = (),
         compile: Compile = False,
         strict: bool = False,
-        on_progress: Progress = _say_nothing,
+        on_progress: Progress = say_nothing,
+        source: str | Path | None = None,
     ) -> None:
         """Check `model` and switch its attention.
 
@@ -106,6 +91,8 @@ class TargetModel:
         `compile` chooses the forward pass (`load.fast_pass`); where `True` can have no other than the
         model's own code, a warning says why. With `strict`, the logits after a path are the same bits in
         every tree, also where that costs time (`compiled/strict.py`). `on_progress` is told what begins.
+        `source` is the checkpoint that the model was loaded from just now: what was proved of it on this
+        machine before is not tested again (`proof.py`).
 
         Raises:
             CapabilityError: if exact tree decoding cannot work with this model, or `strict` not here.
@@ -128,16 +115,11 @@ class TargetModel:
         self._compiled: NativeForward | CompiledForward | None = None
         self._how = compile
         self.is_strict = self._has_stable_bits = False
-        stock_attention = model.config._attn_implementation
+        self._stock_attention = model.config._attn_implementation
         try:
-            self._test_structure(attention, on_progress)
-            if compile:
-                on_progress("preparing the forward pass")
-                self._make_fast()
-            if strict:
-                self._make_strict()
+            self._prepare(attention, strict, source, on_progress)
         except Exception:
-            model.set_attn_implementation(stock_attention)  # a refused model stays what it was
+            model.set_attn_implementation(self._stock_attention)  # it stays what it was
             raise
         self._watch = Watch(model)
         self.input_only_ids = tuple(input_only_ids)
@@ -145,20 +127,42 @@ class TargetModel:
         self._input_only = torch.tensor(self.input_only_ids, dtype=torch.long, device=self.device)
         say_if_not_reproducible(self, compile)
 
-    def _test_structure(self, attention: Attention, on_progress: Progress) -> None:
-        """Switch the attention, and try it against the stock one."""
+    def _prepare(
+        self, attention: Attention, strict: bool, source: str | Path | None, on_progress: Progress
+    ) -> None:
+        file = ProofFile(source, self.model, attention)
+        proof = file.read() if self._how in (True, "auto") else None
+        test = self._test_structure(attention, on_progress, proof)
+        if self._how:
+            on_progress("preparing the forward pass")
+            self._make_fast(test, proof)
+        if strict:
+            self._make_strict()
+        if proof is None and isinstance(self._compiled, NativeForward):
+            file.write(Proof(self.windows, self.cache_shape, self._has_stable_bits))
+
+    def _test_structure(
+        self, attention: Attention, on_progress: Progress, proof: Proof | None
+    ) -> SelfTest | None:
+        """Switch the attention, and try it against the stock one, if it was not proved before."""
         model = self.model
         with torch.inference_mode(), refusing(type(model).__name__):
-            on_progress("testing the model")
-            self._test = SelfTest(model)
-            self.windows = self._test.windows
+            if proof is None:
+                on_progress("testing the model")
+            test = SelfTest(model) if proof is None else None
             set_attention(model, attention)
             self._attention: str = model.config._attn_implementation
-            self.cache_shape = measure_cache_shape(model)
-            shape = self.cache_shape
-            self._masks = MaskBuilder(self.windows, self._groups, shape.dtype, self.device)
-            states = self._test.eager(self)
-            self._test.check(states, shape, f"{attention!r} attention", self._groups)
+            if test is None:
+                assert proof is not None
+                self.windows, self.cache_shape = proof.windows, proof.cache_shape
+            else:
+                self.windows, self.cache_shape = test.windows, measure_cache_shape(model)
+            dtype = self.cache_shape.dtype
+            self._masks = MaskBuilder(self.windows, self._groups, dtype, self.device)
+            if test is not None:
+                what = f"{attention!r} attention"
+                test.check(test.eager(self), self.cache_shape, what, self._groups)
+        return test
 
     @property
     def _groups(self) -> int:
@@ -177,12 +181,14 @@ class TargetModel:
         """
         return self.dtype not in _HALVES or self._has_stable_bits or self.is_strict
 
-    def _make_fast(self) -> None:
-        self._compiled = fast_pass(self, self._test, self._how)
-        if self._compiled is not None and self._compiled.has_own_operators:
-            self._has_stable_bits = prove_stable_bits(self)
+    def _make_fast(self, test: SelfTest | None, proof: Proof | None = None) -> None:
+        self._compiled = fast_pass(self, test, self._how)
         if isinstance(self._compiled, NativeForward):
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
+        if proof is not None and isinstance(self._compiled, NativeForward):
+            self._has_stable_bits = proof.has_stable_bits
+        elif self._compiled is not None and self._compiled.has_own_operators:
+            self._has_stable_bits = prove_stable_bits(self)
 
     def check_unchanged(self) -> None:
         """Before requests begin: see to what was done to the model since it was loaded.
@@ -196,11 +202,11 @@ class TargetModel:
         if self._watch.has_new_weights() and self._compiled is not None:
             skip_sets, attention = self._compiled.skip_sets, self._attention
             self._compiled = None
-            self.model.set_attn_implementation(self._test.stock_attention)
+            self.model.set_attn_implementation(self._stock_attention)
             with torch.inference_mode():
-                self._test = SelfTest(self.model)
+                test = SelfTest(self.model)
             self.model.set_attn_implementation(attention)
-            self._make_fast()
+            self._make_fast(test)
             for skip_set in skip_sets:
                 self.compile_view(skip_set)
 
@@ -239,7 +245,7 @@ class TargetModel:
         compile: Compile = False,
         strict: bool = False,
         int8: bool = False,
-        on_progress: Progress = _say_nothing,
+        on_progress: Progress = say_nothing,
         **hub_options: Any,
     ) -> TargetModel:
         """Load a checkpoint folder, hub id or GGUF file; with `int8` its weights are rounded (`int8.py`).
@@ -254,10 +260,11 @@ class TargetModel:
         on_progress("loading weights")
         begin_building()
         model = load_stock(path, dtype, device, hub_options)
+        how: dict[str, Any] = {"input_only_ids": input_only_ids, "strict": strict, "source": path}
         if int8:
             round_to_int8(model)
             compile = "inductor" if compile is True else compile  # whose pieces keep int8 in memory
-        how: dict[str, Any] = {"input_only_ids": input_only_ids, "strict": strict}
+            how["source"] = None  # these are other weights
         return cls(model, attention, compile=compile, on_progress=on_progress, **how)
 
     def make_cache(self, num_rows: int, num_slots: int) -> KVCache:
@@ -288,7 +295,7 @@ class TargetModel:
     def _hidden(
         self, cache: KVCache, row: slice, token_ids: list[int]
     ) -> torch.Tensor:  # [1, W, hidden]
-        """What the language-model head would read of one row's next tokens."""
+        """What the head would read of one row's next tokens."""
         chain = tree_layout(chain_parents(len(token_ids)))
         tree_pass = TreePass(cache, row, [token_ids], [chain], self._masks)
         hidden = self._compiled.hidden(tree_pass) if self._compiled is not None else None
@@ -384,13 +391,5 @@ class TargetModel:
         return SkipViews(self.model)
 
     def keywords(self, tree_pass: TreePass) -> dict[str, Any]:
-        """How a `transformers` model is told of a pass."""
-        token_ids, positions = tree_pass.tensors
-        masks = tree_pass.masks
-        return {
-            "input_ids": token_ids,
-            "position_ids": positions,
-            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
-            self._cache_keyword: tree_pass.cache.adapter,
-            "use_cache": True,
-        }
+        """How the `transformers` model is told of a pass."""
+        return tree_pass.keywords(self._cache_keyword)

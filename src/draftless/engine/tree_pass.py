@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -75,3 +76,15 @@ class TreePass:
     def masks(self) -> dict[str, torch.Tensor]:
         """Per type of layer the additive mask `[R, 1, G*W, C]`."""
         return self._masks.masks(self.lengths, self.layouts, self.width, self._context)
+
+    def keywords(self, cache_keyword: str) -> dict[str, Any]:
+        """How a `transformers` model is told of the pass; `cache_keyword` names its cache."""
+        token_ids, positions = self.tensors
+        masks = self.masks
+        return {
+            "input_ids": token_ids,
+            "position_ids": positions,
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            cache_keyword: self.cache.adapter,
+            "use_cache": True,
+        }

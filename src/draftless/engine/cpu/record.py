@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
 from draftless.engine.cpu.values import NotLowered
+from draftless.engine.shapes_alone import ShapesAlone
 
 NUM_TOKENS = 13
 """Of the recorded pass. A prime that no model has as a size."""
@@ -104,11 +106,6 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
 
     token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
     positions = torch.arange(NUM_TOKENS)[None]
-    # The number of columns names a layer's type: nothing else survives the way to the attention.
-    masks = {
-        kind: torch.zeros((1, 1, NUM_TOKENS, 1 + index), dtype=dtype)
-        for index, kind in enumerate(kinds)
-    }
     states: list[torch.Tensor] = []
 
     def note(_: Any, __: Any, found: Any) -> None:
@@ -116,15 +113,27 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
             states.append(one)
 
     # Some heads (OPT) read the decoder and pass its owner by; where both are called, the owner is the last.
-    hooks = [one.register_forward_hook(note) for one in (model.base_model, model.get_decoder())]
-    with hooks[0], hooks[1], torch.inference_mode(), attention_replaced_by(emit), recorder:
+    with ExitStack() as stack:
+        for one in (model.base_model, model.get_decoder()):
+            stack.enter_context(one.register_forward_hook(note))
+        for mode in (torch.inference_mode(), attention_replaced_by(emit), ShapesAlone(), recorder):
+            stack.enter_context(mode)
         logits = model(
             input_ids=token_ids,
             position_ids=positions,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            attention_mask=_masks(kinds, dtype),
             use_cache=True,
             **{cache_keyword(model): PassThroughCache(num_layers)},
         ).logits
     if not states:
         raise NotLowered("a head that does not read what the decoder returns")
     return Recording(recorder.calls, token_ids, positions, states[-1], logits)
+
+
+def _masks(kinds: Sequence[str], dtype: torch.dtype) -> dict[str, torch.Tensor] | torch.Tensor:
+    """Their number of columns names a layer's type: nothing else survives the way to the attention."""
+    masks = {
+        kind: torch.zeros((1, 1, NUM_TOKENS, 1 + index), dtype=dtype)
+        for index, kind in enumerate(kinds)
+    }
+    return masks if len(masks) > 1 else next(iter(masks.values()))
