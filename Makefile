@@ -25,7 +25,7 @@ $(BIN)/python:
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing Draftless into $(VENV) (once; some minutes, mostly torch)"
-	$(BIN)/python $(PIP_INSTALL) -e .
+	$(BIN)/python $(PIP_INSTALL) -e '.[gguf]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -35,8 +35,14 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 install: $(VENV)/.dev ## make .venv with everything that development needs
 
-demo: $(VENV)/.core ## generate real text with plain decoding and with every drafter
-	@$(BIN)/draftless demo
+# The demo says so itself where the model could not be fetched.
+DEMO_MODEL ?= smollm2-135m
+demo: $(VENV)/.core ## chat answers of a real model (fetched once, 93 MB), plainly and with every drafter
+	@[ "$(DEMO_MODEL)" != smollm2-135m ] || [ -e models/smollm2-135m ] || { \
+		echo "Fetching SmolLM2-135M-Instruct (once; 93 MB) into models/"; \
+		HF_HUB_OFFLINE=1 $(BIN)/python recipes/real_models.py smollm2-135m models/smollm2-135m \
+			--keep-gguf models/gguf/smollm2-135m.gguf >/dev/null 2>&1 || true; }
+	@DEMO_MODEL=$(DEMO_MODEL) $(BIN)/draftless demo
 
 test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores
 	$(PYTEST) -m 'not full'

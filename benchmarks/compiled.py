@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from draftless.engine.target import TargetModel
+from draftless.engine.threads import use_threads
 from draftless.jsonl import write_json
 from draftless.layout import chain_parents, tree_layout
 from draftless.model import embedded_model_path
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--load", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    use_threads(arguments.threads)
     if arguments.load:
         load_and_report()
         return

@@ -27,6 +27,7 @@ from draftless.bench.questions import balanced, load_suite
 from draftless.bench.rows import Margin
 from draftless.engine.cache import KVCache
 from draftless.engine.target import TargetModel
+from draftless.engine.threads import use_threads
 from draftless.provenance import collect_provenance
 
 MAX_NEW_TOKENS = 128
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "near-ties.json")
     args = parser.parse_args()
 
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     plain = Draftless.from_pretrained(args.model, drafter="none", dtype=args.dtype)
     drafted = plain.with_drafter("tr-jacobi")
     questions = balanced(load_suite("tiny"))

@@ -28,6 +28,7 @@ from draftless import Draftless, Output, SamplingParams, embedded_model_path
 from draftless.bench.questions import balanced, load_suite, random_questions
 from draftless.bench.statistics import rate_ratio, stratified_interval
 from draftless.engine.latency import prices_of
+from draftless.engine.threads import use_threads
 from draftless.jsonl import write_json
 from draftless.provenance import collect_provenance
 
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "never-slower.json")
     args = parser.parse_args()
 
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     how: dict[str, Any] = {"compile": args.compile}
     found = {}
     model = Draftless.from_pretrained(args.model, drafter="none", dtype=args.dtype, **how)

@@ -46,6 +46,7 @@ from draftless.bench.questions import load_suite
 from draftless.drafters.registry import make_drafter
 from draftless.engine.loop import decode, make_request
 from draftless.engine.target import TargetModel
+from draftless.engine.threads import use_threads
 from draftless.jsonl import write_json
 from draftless.layout import chain_parents, tree_layout
 from draftless.model import Draftless
@@ -315,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--threads", type=int, default=1)
     add("--output", type=Path)
     args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     if args.record:
         record(args.record, args.steps)
         return

@@ -20,11 +20,10 @@ def load_model(path: Path | str, *, threads: int, dtype: str | None, is_compiled
         dtype: None keeps the checkpoint's.
         is_compiled: compile the forward pass.
     """
-    import torch
-
     from draftless import Draftless
+    from draftless.engine.threads import use_threads
 
-    torch.set_num_threads(threads)
+    use_threads(threads)
     return Draftless.from_pretrained(path, drafter="none", dtype=dtype, compile=is_compiled)
 
 

@@ -80,16 +80,16 @@ def set_up_torch(threads: int | None) -> None:
     Raises:
         ConfigError: `threads` is below 1.
     """
-    import torch
     from transformers.utils import logging
 
+    from draftless.engine.threads import use_threads
     from draftless.errors import ConfigError
 
     logging.set_verbosity_error()
     if threads is not None:
         if threads < 1:
             raise ConfigError(f"threads={threads} is below 1")
-        torch.set_num_threads(threads)
+        use_threads(threads)
 
 
 def load_model(model: str | None, *, threads: int | None = None, **how: Any) -> Draftless:

@@ -34,7 +34,7 @@ ALWAYS_SHOWN = (PLAIN, "auto", "prompt-lookup", "recycling")
 """Drafters that need no training; others are shown for a checkpoint that was trained for them."""
 
 MOST_REPEATS = 3
-ENOUGH_S = 30.0
+ENOUGH_S = 20.0
 """Seconds after which no further repetition begins, unless their number was given."""
 
 _ROUTED = "skip "  # begins the source of a draft whose skip set was chosen for the request

@@ -99,5 +99,6 @@ AsJson = Annotated[
 ]
 
 Threads = Annotated[
-    int | None, _option(_MACHINE, "Threads of the CPU. Default: chosen by torch.", min=1)
+    int | None,
+    _option(_MACHINE, "Threads of the CPU. Default: the fastest, by measurement.", min=1),
 ]

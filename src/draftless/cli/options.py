@@ -101,7 +101,7 @@ DemoThreads = Annotated[
     int | None,
     _option(
         _MACHINE,
-        "Threads of the CPU. Default: chosen by torch.",
+        "Threads of the CPU. Default: the fastest, by measurement.",
         "--threads",
         min=1,
         show_default=False,

@@ -43,6 +43,7 @@ from draftless.engine.prefill import Prefill
 from draftless.engine.proof import Proof, ProofFile
 from draftless.engine.self_test import SelfTest, check_stable_bits
 from draftless.engine.skip_view import SkipViews
+from draftless.engine.threads import choose_threads
 from draftless.engine.tree_pass import TreePass
 from draftless.engine.watch import Watch
 from draftless.errors import CapabilityError
@@ -185,6 +186,9 @@ class TargetModel:
         self._compiled = fast_pass(self, test, self._how)
         if isinstance(self._compiled, NativeForward):
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
+            cache, root = self.make_cache(1, 1), tree_layout((-1,))
+            with torch.inference_mode():
+                choose_threads(lambda: self.forward(cache, [[0]], [root]))
         if proof is not None and isinstance(self._compiled, NativeForward):
             self._has_stable_bits = proof.has_stable_bits
         elif self._compiled is not None and self._compiled.has_own_operators:
