@@ -31,6 +31,7 @@ struct Attention {
 namespace attention_detail {
 
 constexpr int kGroup = 6;         // queries that share a load of values
+constexpr int kWidest = 2 * kStreamedRows / kGroup;  // vectors of values whose sums fill the registers
 constexpr int64_t kAheadKeys = 16;  // of values that are fetched before they are read
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -57,22 +58,22 @@ DRAFTLESS_INLINE Floats tanh(Floats x) {
   return x < Floats{} ? -value : value;
 }
 
-// Adds values [count, ..] from column 0, times weights, to `kVectors` vectors of sums of some queries.
-template <class T, int kCount, int kColumns>
+// Adds values [count, ..] from column 0, times weights, to `kWidth` vectors of sums of some queries.
+template <class T, int kCount, int kWidth>
 void add_values(const T* values, int64_t stride, int64_t count, const float* const* weights, float* const* sums) {
-  Floats total[kCount][kColumns];
+  Floats total[kCount][kWidth];
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kColumns; ++j) total[i][j] = load(sums[i] + j * kLanes);
+    for (int j = 0; j < kWidth; ++j) total[i][j] = load(sums[i] + j * kLanes);
   }
   const float* of[kCount];
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) of[i] = weights[i];
   for (int64_t key = 0; key < count; ++key) {
-    Floats value[kColumns];
+    Floats value[kWidth];
 #pragma GCC unroll 8
-    for (int j = 0; j < kColumns; ++j) {
+    for (int j = 0; j < kWidth; ++j) {
       const T* from = values + key * stride + j * kLanes;
       value[j] = load(from);
       if (j * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(from + kAheadKeys * stride);
@@ -81,13 +82,13 @@ void add_values(const T* values, int64_t stride, int64_t count, const float* con
     for (int i = 0; i < kCount; ++i) {
       const Floats weight = all(of[i][key]);
 #pragma GCC unroll 8
-      for (int j = 0; j < kColumns; ++j) total[i][j] = fma(weight, value[j], total[i][j]);
+      for (int j = 0; j < kWidth; ++j) total[i][j] = fma(weight, value[j], total[i][j]);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kColumns; ++j) store(sums[i] + j * kLanes, total[i][j]);
+    for (int j = 0; j < kWidth; ++j) store(sums[i] + j * kLanes, total[i][j]);
   }
 }
 
@@ -111,8 +112,8 @@ void add_columns(const T* values, int64_t stride, int64_t count, int64_t columns
     for (int i = 0; i < kCount; ++i) to[i] = sums[i] + column;
     return to;
   };
-  for (; column + kVectors * kLanes <= columns; column += kVectors * kLanes) {
-    add_values<T, kCount, kVectors>(values + column, stride, count, weights, at_column());
+  for (; column + kWidest * kLanes <= columns; column += kWidest * kLanes) {
+    add_values<T, kCount, kWidest>(values + column, stride, count, weights, at_column());
   }
   for (; column + 2 * kLanes <= columns; column += 2 * kLanes) {
     add_values<T, kCount, 2>(values + column, stride, count, weights, at_column());

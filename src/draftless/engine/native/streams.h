@@ -1,6 +1,7 @@
 // Products of rows with a packed weight in vectors: the form that any CPU has.
 //
-// Few rows are bound by how fast the weight can be read, so it is read once, as one stream, for up to six rows.
+// Few rows are bound by how fast the weight can be read, so it is read once, as one stream, for up to twelve rows: while
+// rows multiply what lies in the second cache, nothing comes from memory.
 // A weight is cut into blocks of outputs, and inputs into units of 32 bits: a float, or two bfloat16 side by side.
 
 #pragma once
@@ -24,14 +25,14 @@ struct Product {
 };
 
 // Vectors of outputs in a block of a streamed weight, and rows at once: their sums fill the registers.
-#if defined(__AVX512F__) || defined(__ARM_NEON)
-constexpr int kVectors = 4;
-#else
 constexpr int kVectors = 2;
-#endif
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kStreamedRows = 12;
+#else
 constexpr int kStreamedRows = 6;
+#endif
 constexpr int64_t kStreamedOutputs = kVectors * kLanes;
-constexpr int64_t kAhead = 1024;  // units that are fetched before they are read
+constexpr int64_t kAhead = 2048;  // words that are fetched before they are read
 
 template <class T>
 constexpr int64_t kPerUnit = 4 / sizeof(T);
@@ -157,44 +158,52 @@ void stream(const T* x, int64_t x_stride, int64_t in, const uint32_t* block, flo
   Floats total[kRows][kVectors] = {};
   const auto add_step = [&](int64_t unit, auto unit_of, auto step) __attribute__((always_inline)) {
     Words weight[kVectors];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) {
       weight[i] = factor_of<T, step>(load_vector<Words>(block + unit * kStreamedOutputs + i * kLanes));
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int row = 0; row < kRows; ++row) {
       const Words both = factor_of<T, step>(broadcast<T>(unit_of(x + row * x_stride, unit)));
-#pragma GCC unroll 4
+#pragma GCC unroll 2
       for (int i = 0; i < kVectors; ++i) total[row][i] = multiply_add<T>(both, weight[i], total[row][i]);
     }
   };
   const auto add = [&](int64_t unit, auto unit_of) __attribute__((always_inline)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < kStreamedOutputs; i += 16) __builtin_prefetch(block + unit * kStreamedOutputs + i + kAhead);
     add_step(unit, unit_of, std::integral_constant<int, 0>());
     if constexpr (kSteps<T> == 2) add_step(unit, unit_of, std::integral_constant<int, 1>());
   };
   const int64_t whole = in / kPerUnit<T>;
+#pragma GCC unroll 2
   for (int64_t unit = 0; unit < whole; ++unit) add(unit, whole_unit<T>);
   if (whole < units_of<T>(in)) add(whole, [in](const T* row, int64_t unit) { return unit_at(row, in, unit); });
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int row = 0; row < kRows; ++row) {
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int i = 0; i < kVectors; ++i) store(sums + row * sums_stride + i * kLanes, total[row][i]);
   }
 }
 
+template <class T>
+using Stream = void (*)(const T*, int64_t, int64_t, const uint32_t*, float*, int64_t);
+
+// The stream of `rows` rows.
+template <class T, size_t... kBefore>
+Stream<T> stream_of(int64_t rows, std::index_sequence<kBefore...>) {
+  constexpr Stream<T> kStreams[] = {stream<T, kBefore + 1>...};
+  return kStreams[rows - 1];
+}
+
 // Calls `part(first row, number of rows, its stream)` for all rows, evenly: a part of one row reads as much as one of
-// six.
+// twelve.
 template <class T, class Part>
 void in_parts(int64_t rows, const Part& part) {
-  using Stream = void (*)(const T*, int64_t, int64_t, const uint32_t*, float*, int64_t);
-  constexpr Stream kStreams[kStreamedRows] = {stream<T, 1>, stream<T, 2>, stream<T, 3>,
-                                              stream<T, 4>, stream<T, 5>, stream<T, 6>};
   int64_t row = 0;
   for (int64_t parts = (rows + kStreamedRows - 1) / kStreamedRows; parts > 0; --parts) {
     const int64_t count = (rows - row + parts - 1) / parts;
-    part(row, count, kStreams[count - 1]);
+    part(row, count, stream_of<T>(count, std::make_index_sequence<kStreamedRows>()));
     row += count;
   }
 }
