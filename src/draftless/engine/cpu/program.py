@@ -84,7 +84,8 @@ class Program:
     def __init__(self, lowering: Lowering, dtype: torch.dtype, pack: Pack, result: View) -> None:
         self._dtype, self._inputs = dtype, (lowering.token_ids, lowering.positions)
         self.width = result.storage.size
-        if result.dtype != dtype or not result.is_dense or result.storage.size != result.shape[-1]:
+        is_whole = result.is_dense and result.storage.size == result.shape[-1]
+        if not is_whole or not result.dtype == result.storage.dtype == dtype:
             raise NotLowered("a result of another form")
         plan = schedule(lowering.nodes, self._inputs, result)
         self._result = result.storage

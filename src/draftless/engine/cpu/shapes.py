@@ -9,7 +9,9 @@ from draftless.engine.cpu.record import NUM_TOKENS, Call
 from draftless.engine.cpu.values import (
     TOKENS,
     Axis,
+    Node,
     NotLowered,
+    Operand,
     View,
     broadcast,
     regrouped,
@@ -20,12 +22,19 @@ from draftless.engine.cpu.values import (
 class ViewOperators:
     """Views, transposes, slices and parts. `Lowering` has the rest."""
 
+    nodes: list[Node]
     _values: dict[int, View]
 
     def _view(self, tensor: Any) -> View:
         raise NotImplementedError
 
+    def _operand(self, value: Any) -> Operand:
+        raise NotImplementedError
+
     def _copy(self, view: View) -> View:
+        raise NotImplementedError
+
+    def _cast(self, view: View, dtype: Any) -> View:
         raise NotImplementedError
 
     def _fresh(self, shape: Sequence[int], at: int, dtype: Any) -> View:
@@ -34,7 +43,9 @@ class ViewOperators:
     def _instruct(self, op: str, out: View, operands: Any, number: float = 0.0) -> None:
         raise NotImplementedError
 
-    def _on_view(self, call: Call, _: str) -> View:
+    def _on_view(self, call: Call, overload: str) -> View:
+        if overload == "dtype":
+            raise NotLowered(call.name)
         view, shape = self._view(call.args[0]), tuple(call.results[0].shape)
         at = tokens_at(view.axes)
         assert at is not None
@@ -53,7 +64,7 @@ class ViewOperators:
             if view.is_dense:
                 raise NotLowered(f"a view of {view.shape} as {shape}")
             self._values[id(call.args[0])] = self._copy(view)
-            return self._on_view(call, _)
+            return self._on_view(call, overload)
         left, right = strides
         assert left is not None
         assert right is not None

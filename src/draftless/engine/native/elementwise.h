@@ -12,7 +12,7 @@
 
 namespace draftless {
 
-// The order is that of `_OPS` in engine/cpu/lower.py.
+// The order is that of `OPS` in engine/cpu/structures.py.
 enum Op : int64_t {
   kCopy, kNeg, kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kRsqrt, kSqrt, kExp, kSilu, kGelu, kGeluTanh, kTanh,
   kSigmoid, kRelu, kCos, kSin, kAbs, kPow, kMean, kSum, kLoad, kStore, kTokenId, kPosition, kEmbed, kErf,
@@ -76,9 +76,12 @@ inline Floats gelu(Floats x) {
   return lane_by_lane(x, [](float v) { return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f)); });
 }
 
-inline Floats power(Floats x, double exponent) {
-  if (exponent == 2) return x * x;
-  if (exponent == 3) return x * x * x;
+inline Floats power(Floats x, double exponent, bool is_rounded) {
+  if (exponent == 0.5) return lane_by_lane(x, [](float v) { return std::sqrt(v); });  // pow differs at -0 and -inf
+  const Floats square = is_rounded ? rounded(x * x) : x * x;
+  if (exponent == 2) return square;
+  if (exponent == 3) return square * x;
+  if (exponent == -2) return all(1.0f) / square;
   return lane_by_lane(x, [exponent](float v) { return static_cast<float>(std::pow(v, exponent)); });
 }
 
@@ -199,7 +202,7 @@ inline void execute(const Instruction& it, const Token& token) {
     case kSin: EACH(lane_by_lane(a, [](float v) { return std::sin(v); }));
     case kAbs: EACH(magnitude(a));
     case kErf: EACH(lane_by_lane(a, [](float v) { return std::erf(v); }));
-    case kPow: EACH(power(a, it.number));
+    case kPow: EACH(power(a, it.number, it.is_rounded));
     case kMean: return reduce(it, room, true);
     case kSum: return reduce(it, room, false);
     case kLoad: return read(it.dtype, buffer(), it.sizes[2], room + it.out.base);
