@@ -23,9 +23,15 @@ from draftless.engine.cpu.record import NUM_TOKENS, Recording, _Recorder
 from draftless.engine.masks import MaskBuilder, layer_windows
 from draftless.engine.skip_view import SkipViews
 from draftless.engine.tree_pass import TreePass
-from draftless.layout import chain_parents, tree_layout
+from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
 from support.models import FAMILIES, VOCAB_SIZE
+
+F = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of embedded tokens and positions."""
+
+ROWS = 30
+"""Of a table of embeddings."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -141,7 +147,7 @@ class Native:
         parents = parents or [chain_parents(len(row)) for row in ids]
         masks = MaskBuilder(self.windows, self.config.num_attention_heads // self.kv_heads,
                             self.dtype, torch.device("cpu"))  # fmt: skip
-        layouts = [tree_layout(one) for one in parents]
+        layouts = [tree_layout(one) if one else EMPTY_LAYOUT for one in parents]
         return TreePass(cache, slice(0, len(ids)), ids, layouts, masks)
 
     def run(
@@ -221,3 +227,29 @@ def aligned(size: int) -> torch.Tensor:  # [size] uint8, 64-byte aligned zeros
     memory = torch.zeros(size + 64, dtype=torch.uint8)
     first = -memory.data_ptr() % 64
     return memory[first : first + size]
+
+
+def table_of(size: int, dtype: str, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return (scale * torch.randn(ROWS, size, generator=generator)).to(DTYPES[dtype])
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """`[1, M, N]` by an operator of its own that changes nothing."""
+    return x.reshape(1, x.shape[1], -1) * 1.0
+
+
+def check(function: F, table: torch.Tensor, *, exact: bool = False, steps: float = 1.01) -> None:
+    """As torch's, to some units in the last place; NaN and infinities where torch has them."""
+    ids = [3, 0, 7, 7, ROWS - 1, *range(8, 16)]
+    made = Function(lambda x, positions: flat(function(x, positions)), table)
+    found, expected = made(ids), made.by_torch(ids)
+    assert found.shape == expected.shape
+    assert torch.equal(made(ids[2:3])[0].view(torch.uint8), made(ids[3:4])[0].view(torch.uint8))
+    assert torch.equal(found.isnan(), expected.isnan())
+    found, expected = found.nan_to_num(0.0).float(), expected.nan_to_num(0.0).float()
+    if exact:
+        assert torch.equal(found, expected)
+        return
+    unit = 2**-8 if table.dtype == torch.bfloat16 else 4 * 2**-24
+    assert ((found - expected).abs() <= steps * unit * expected.abs() + 1e-36).all()

@@ -132,6 +132,20 @@ def test_some_rows_of_a_cache_and_rows_that_feed_nothing() -> None:
     assert not (cache.data[:, :, 1, :, :20] == 3).all()
 
 
+def test_a_row_that_is_full_may_be_padded() -> None:
+    """Behind the last position that the model has, there is none for what fills its row up."""
+    model = native("gpt2", "fp32")
+    full, ids = tokens(512, seed=9), tokens(5, seed=10)
+    expected = model.one_by_one(ids)
+    cache = model.cache(2, 640)
+    model.run(cache, [full, []])
+    cache.commit(0, range(512))
+    assert torch.equal(model.run(cache, [[], ids])[1], expected)
+    with pytest.raises(IndexError, match="no row"):
+        model.run(cache, [[3], ids])
+    assert torch.equal(model.run(cache, [[], ids])[1], expected)
+
+
 @pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("name", WINDOWED)
 def test_windows_hide_what_lies_before_them(name: str, dtype: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import subprocess
 import sys
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from draftless import caches
 from draftless.engine import build
 from draftless.engine.build import NoCompiler, built, compiler
+from draftless.engine.cpu import forward
 from draftless.engine.cpu import library as module
+from draftless.engine.target import TargetModel
+from support.models import stock_model
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
 
@@ -60,7 +64,7 @@ def test_the_compiler_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = "echo 'what is -march=native' >&2; exit 3"
     monkeypatch.setenv("CXX", program(tmp_path / "failing", text))
-    with pytest.raises(NoCompiler, match="failing refuses forward-.*: what is -march=native"):
+    with pytest.raises(NoCompiler, match=r"failing refuses forward-.*: what is -march=native"):
         built("forward.cpp")
     assert not list((tmp_path / "cache").rglob("*.so"))
 
@@ -141,6 +145,56 @@ def test_the_folder_of_someone_else_is_not_trusted(
     folder.rename(folder.with_name(f"draftless-{os.getuid()}"))
     with pytest.raises(NoCompiler, match="cannot be written"):
         built("forward.cpp")
+
+
+def test_a_cache_among_temporary_files_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A user without a home: anyone may have put a library there before."""
+    calls = quick(tmp_path, monkeypatch)
+    monkeypatch.delenv("DRAFTLESS_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    mine = built("forward.cpp")
+    assert mine.parent == tmp_path / "tmp" / f"draftless-{os.getuid()}"
+    planted = tmp_path / "tmp" / "draftless" / "native" / mine.name
+    planted.parent.mkdir(parents=True)
+    planted.write_text("planted")
+    assert built("forward.cpp") == mine
+    assert calls.read_text() == "x\n"
+
+
+def test_a_cache_that_may_not_be_looked_into(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quick(tmp_path, monkeypatch)
+    is_file = Path.is_file
+
+    def forbidden(path: Path) -> bool:
+        if path.is_relative_to(tmp_path / "cache"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    assert built("forward.cpp").is_relative_to(tmp_path / "tmp")
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
+def test_a_model_loads_without_the_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A library that cannot be loaded is no reason to refuse a model; a line says why."""
+    quick(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "library", module.library.__wrapped__)
+    monkeypatch.setattr(forward, "library", module.library)
+    with caplog.at_level(logging.INFO, logger="draftless"):
+        model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile="auto")
+    assert not model.is_compiled
+    assert any("cannot be loaded" in record.getMessage() for record in caplog.records)
 
 
 def test_two_processes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _built(file: str, flags: Sequence[str], given: dict[str, str]) -> Path:
 
 def _in_cache() -> Path:
     folder = cache_folder() / "native"
-    if folder.is_relative_to(tempfile.gettempdir()) and CACHE_VARIABLE not in os.environ:
+    if folder.is_relative_to(tempfile.gettempdir()) and not os.environ.get(CACHE_VARIABLE):
         raise PermissionError(f"{folder} may be of another user")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -236,7 +236,9 @@ class Lowering(SumOperators, ProductOperators):
         if overload != "Tensor_Scalar":
             raise NotLowered(call.name)
         exponent = torch.tensor(float(call.args[1]), dtype=torch.float32)
-        return self._elementwise("pow", call, call.args[:1], exponent.to(call.results[0].dtype).item())
+        return self._elementwise(
+            "pow", call, call.args[:1], exponent.to(call.results[0].dtype).item()
+        )
 
     def _on_square(self, call: Call, _: str) -> View:
         return self._elementwise("pow", call, call.args[:1], 2.0)

@@ -8,7 +8,15 @@ import torch
 
 from draftless.engine.cpu.record import Call
 from draftless.engine.cpu.shapes import ViewOperators, filled
-from draftless.engine.cpu.values import Attend, Linear, NotLowered, Storage, View, dense_axes, tokens_at
+from draftless.engine.cpu.values import (
+    Attend,
+    Linear,
+    NotLowered,
+    Storage,
+    View,
+    dense_axes,
+    tokens_at,
+)
 
 
 class ProductOperators(ViewOperators):
@@ -16,10 +24,6 @@ class ProductOperators(ViewOperators):
 
     _dtype: torch.dtype
     _linears: dict[int, Linear]
-
-    def _dense(self, view: View) -> View:
-        """As a product or attention reads it: without gaps, stored in its own dtype."""
-        return view if view.is_dense and view.storage.dtype == view.dtype else self._copy(view)
 
     def _on_linear(self, call: Call, _: str) -> View:
         x, weight, bias = filled(call.args, (None, None, None))

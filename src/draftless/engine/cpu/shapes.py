@@ -43,6 +43,10 @@ class ViewOperators:
     def _instruct(self, op: str, out: View, operands: Any, number: float = 0.0) -> None:
         raise NotImplementedError
 
+    def _dense(self, view: View) -> View:
+        """As a product or attention reads it: without gaps, stored in its own dtype."""
+        return view if view.is_dense and view.storage.dtype == view.dtype else self._copy(view)
+
     def _on_view(self, call: Call, overload: str) -> View:
         if overload == "dtype":
             raise NotLowered(call.name)

@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -77,7 +78,11 @@ inline Floats gelu(Floats x) {
 }
 
 inline Floats power(Floats x, double exponent, bool is_rounded) {
-  if (exponent == 0.5) return lane_by_lane(x, [](float v) { return std::sqrt(v); });  // pow differs at -0 and -inf
+  if (exponent == 0.5 || exponent == -0.5) {  // std::pow differs at -0 and -inf
+    const Floats root = lane_by_lane(x, [](float v) { return std::sqrt(v); });
+    return exponent == 0.5 ? root : all(1.0f) / root;
+  }
+  if (exponent == -1) return all(1.0f) / x;
   const Floats square = is_rounded ? rounded(x * x) : x * x;
   if (exponent == 2) return square;
   if (exponent == 3) return square * x;
@@ -170,6 +175,7 @@ struct Token {
   char *buffers, *output;
   int64_t output_stride;  // bytes a token
   float* room;
+  std::atomic<bool>* is_outside;  // becomes true when an embedding has no row for this token
 };
 
 inline void execute(const Instruction& it, const Token& token) {
@@ -211,8 +217,10 @@ inline void execute(const Instruction& it, const Token& token) {
       return narrow(room + it.a.base, it.sizes[2], reinterpret_cast<BFloat16*>(buffer()));
     case kTokenId: room[it.out.base] = static_cast<float>(token.id); return;
     case kPosition: room[it.out.base] = static_cast<float>(token.position); return;
-    case kEmbed: {  // `a` is the index of a row of the table at `b`
-      const auto index = static_cast<int64_t>(room[it.a.base]);
+    case kEmbed: {  // `a` is the index of a row of the table at `b`, which has `number` rows
+      const bool is_inside = room[it.a.base] >= 0 && room[it.a.base] < it.number;
+      if (!is_inside) token.is_outside->store(true, std::memory_order_relaxed);
+      const int64_t index = is_inside ? static_cast<int64_t>(room[it.a.base]) : 0;
       return read(it.dtype, reinterpret_cast<const char*>(it.b.base) + index * it.stride, it.sizes[2],
                   room + it.out.base);
     }
