@@ -177,11 +177,13 @@ def native(name: str, dtype: str) -> Native:
     return Native(name, dtype)
 
 
-def recorded(function: Callable[..., torch.Tensor], table: torch.Tensor) -> Recording:
+def recorded(
+    function: Callable[..., torch.Tensor], table: torch.Tensor, num_tokens: int = NUM_TOKENS
+) -> Recording:
     """What a function of embedded tokens `[1, M, D]` (and of positions `[1, M]`) does to them."""
     recorder = _Recorder()
-    token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
-    positions = torch.arange(NUM_TOKENS)[None]
+    token_ids = torch.zeros((1, num_tokens), dtype=torch.long)
+    positions = torch.arange(num_tokens)[None]
     with torch.inference_mode(), recorder:
         x = torch.nn.functional.embedding(token_ids, table)
         logits = function(x, positions)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
+from draftless.engine.cpu.lengths import refuse_other_passes
 from draftless.engine.cpu.lower import Lowering
-from draftless.engine.cpu.record import NUM_TOKENS, Call, Recording
+from draftless.engine.cpu.record import NUM_TOKENS, OTHER_NUM_TOKENS, Call, Recording
 from draftless.engine.cpu.values import NotLowered
-from support.native_forward import F, Function, table_of
+from support.native_forward import F, Function, Native, recorded, stock, table_of
 
 BOTH = ("fp32", "bf16")
 
@@ -81,3 +84,69 @@ def test_operators_of_others_are_refused() -> None:
         call = Call(name, (ids, 1), {}, (out,))
         with pytest.raises(NotLowered, match=name):
             Lowering(Recording([call], ids, positions, out, out), torch.float32)
+
+
+TABLE = torch.randn(40, 24)
+FOLLOWS: dict[str, F] = {
+    "a factor": lambda x, _: x * math.log(x.shape[1]),
+    "a tensor": lambda x, _: x + torch.full((), float(x.shape[1])),
+    "a power": lambda x, _: x.pow(x.shape[1] / 10),
+    "a weight": lambda x, _: functional.linear(x, TABLE[: x.shape[1]]),
+    "other operators": lambda x, _: x * 2 if x.shape[1] > 15 else x + x,
+    "rows of a table": lambda x, p: x + functional.embedding(p, TABLE[-x.shape[1] :]),
+    "a slice": lambda x, _: x[..., x.shape[1] - 8 :][..., :4],
+}
+SAME: dict[str, F] = {
+    "shapes": lambda x, _: x.view(1, x.shape[1], 4, 6).transpose(1, 2).reshape(1, 4, -1, 6),
+    "an even number": lambda x, _: x * (x.shape[1] % 2),
+    "a weight made anew": lambda x, _: functional.linear(x, TABLE * 2, TABLE[:, 0] + 1),
+    "a sum over rows": lambda x, p: x * p[..., None].float().cos() + TABLE[3],
+}
+
+
+def lowered(function: F, num_tokens: int) -> Lowering:
+    return Lowering(recorded(function, table_of(24, "fp32"), num_tokens), torch.float32)
+
+
+@pytest.mark.parametrize("name", FOLLOWS)
+def test_numbers_that_follow_the_number_of_tokens_are_refused(name: str) -> None:
+    passes = [lowered(FOLLOWS[name], n) for n in (NUM_TOKENS, OTHER_NUM_TOKENS)]
+    with pytest.raises(NotLowered, match="depends on the number of tokens"):
+        refuse_other_passes(*passes)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_passes_that_do_not_follow_it_are_one(name: str) -> None:
+    refuse_other_passes(*(lowered(SAME[name], n) for n in (NUM_TOKENS, OTHER_NUM_TOKENS)))
+
+
+def test_a_model_that_follows_the_number_of_tokens() -> None:
+    """As one that makes its attention sharper where the context is longer."""
+    model = stock("llama", "fp32")
+    norm = model.model.norm
+    hook = norm.register_forward_hook(lambda _, __, found: found * math.log(found.shape[1]))
+    try:
+        with pytest.raises(NotLowered, match="depends on the number of tokens"):
+            Native("llama", "fp32")
+    finally:
+        hook.remove()
+    Native("llama", "fp32")
+
+
+def test_operators_of_higher_order_are_refused() -> None:
+    """They have no schema. They are recorded, and not known."""
+
+    class Operator:
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+        def __str__(self) -> str:
+            return "a_higher_order_operator"
+
+    def function(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        mode = torch.utils._python_dispatch._get_current_dispatch_mode()
+        found: torch.Tensor = mode.__torch_dispatch__(Operator(), (), (x,))  # type: ignore[union-attr]
+        return found
+
+    with pytest.raises(NotLowered, match="a_higher_order_operator"):
+        Function(function, table_of(24, "fp32"))

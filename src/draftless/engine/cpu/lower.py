@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from draftless.engine.cpu.products import ProductOperators
-from draftless.engine.cpu.record import NUM_TOKENS, Call, Recording
+from draftless.engine.cpu.record import Call, Recording
 from draftless.engine.cpu.shapes import cut, filled, three
 from draftless.engine.cpu.sums import SumOperators
 from draftless.engine.cpu.values import (
@@ -64,6 +64,7 @@ class Lowering(SumOperators, ProductOperators):
 
     def __init__(self, recording: Recording, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._num_tokens = recording.token_ids.shape[1]
         self.nodes: list[Node] = []
         self._values: dict[int, View] = {}
         self._linears: dict[int, Linear] = {}
@@ -72,7 +73,7 @@ class Lowering(SumOperators, ProductOperators):
             (recording.token_ids, self.token_ids),
             (recording.positions, self.positions),
         ):
-            axes = (Axis(1, 0), Axis(NUM_TOKENS, TOKENS))
+            axes = (Axis(1, 0), Axis(self._num_tokens, TOKENS))
             self._values[id(tensor)] = View(storage, axes, 0, torch.int64)
         for call in recording.calls:
             if call.name == "attention":

@@ -16,6 +16,11 @@ from draftless.engine.cpu.values import NotLowered
 NUM_TOKENS = 13
 """Of the recorded pass. A prime that no model has as a size."""
 
+OTHER_NUM_TOKENS = 17
+"""Of the pass that is recorded to be compared with it; as rare as a size."""
+
+_LINEAR = torch.ops.aten.linear.default
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -41,9 +46,9 @@ class Recording:
 
     Attributes:
         calls: in order.
-        token_ids, positions: `[1, NUM_TOKENS]` int64, what it was given.
-        states: `[1, NUM_TOKENS, hidden]`, what comes before the head of the language model.
-        logits: `[1, NUM_TOKENS, V]`.
+        token_ids, positions: `[1, M]` int64, what it was given.
+        states: `[1, M, hidden]`, what comes before the head of the language model.
+        logits: `[1, M, V]`.
     """
 
     calls: Sequence[Call]
@@ -54,35 +59,28 @@ class Recording:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
+    """Notes operators; of linear layers on `num_unread` tokens the numbers are left out."""
+
+    def __init__(self, num_unread: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
+        self._num_unread = num_unread
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
+        if func is _LINEAR and args[1].dim() == 2 and self._num_unread in args[0].shape:
+            found = args[0].new_zeros((*args[0].shape[:-1], len(args[1])))
+        else:
+            found = func(*args, **kwargs)
         results = found if isinstance(found, tuple | list) else (found,)
         tensors = tuple(one for one in results if isinstance(one, torch.Tensor))
-        is_mutable = func._schema.is_mutable
+        schema = getattr(func, "_schema", None)  # operators of higher order have none
+        is_mutable = schema is not None and schema.is_mutable
         self.calls.append(Call(str(func), tuple(args), kwargs, tensors, is_mutable))
         return found
 
-
-def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype) -> Recording:
-    """Run `NUM_TOKENS` tokens through a model, with a stand-in for its attention.
-
-    Args:
-        model: a `transformers` model (or a view of one) with our attention, on the CPU.
-        kinds: types of its layers.
-        num_layers: of the whole model.
-        dtype: of its weights.
-
-    Raises:
-        NotLowered: what comes before the head cannot be seen.
-    """
-    recorder = _Recorder()
-
-    def emit(
+    def attention(
+        self,
         module: Any,
         query: torch.Tensor,  # [1, Hq, M, D]
         key: torch.Tensor,  # [1, Hkv, M, D]
@@ -91,6 +89,7 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:  # [1, M, Hq, Dv]
+        """Stands in for the attention of a layer."""
         shape = (1, query.shape[2], query.shape[1], value.shape[3])
         out = torch.zeros(shape, dtype=query.dtype)
         place = {
@@ -99,14 +98,37 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
             "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
             "softcap": softcap or 0.0,
         }
-        recorder.calls.append(Call("attention", (query, key, value), place, (out,)))
+        self.calls.append(Call("attention", (query, key, value), place, (out,)))
         return out
 
-    token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
-    positions = torch.arange(NUM_TOKENS)[None]
+
+def record(
+    model: Any,
+    kinds: Sequence[str],
+    num_layers: int,
+    dtype: torch.dtype,
+    *,
+    is_other: bool = False,
+) -> Recording:
+    """Run `NUM_TOKENS` tokens through a model, with a stand-in for its attention.
+
+    Args:
+        model: a `transformers` model (or a view of one) with our attention, on the CPU.
+        kinds: types of its layers.
+        num_layers: of the whole model.
+        dtype: of its weights.
+        is_other: `OTHER_NUM_TOKENS` instead, for the operators alone: their numbers are not right.
+
+    Raises:
+        NotLowered: what comes before the head cannot be seen.
+    """
+    num_tokens = OTHER_NUM_TOKENS if is_other else NUM_TOKENS
+    recorder = _Recorder(OTHER_NUM_TOKENS if is_other else None)
+    token_ids = torch.zeros((1, num_tokens), dtype=torch.long)
+    positions = torch.arange(num_tokens)[None]
     # The number of columns names a layer's type: nothing else survives the way to the attention.
     masks = {
-        kind: torch.zeros((1, 1, NUM_TOKENS, 1 + index), dtype=dtype)
+        kind: torch.zeros((1, 1, num_tokens, 1 + index), dtype=dtype)
         for index, kind in enumerate(kinds)
     }
     states: list[torch.Tensor] = []
@@ -117,7 +139,13 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
 
     # Some heads (OPT) read the decoder and pass its owner by; where both are called, the owner is the last.
     hooks = [one.register_forward_hook(note) for one in (model.base_model, model.get_decoder())]
-    with hooks[0], hooks[1], torch.inference_mode(), attention_replaced_by(emit), recorder:
+    with (
+        hooks[0],
+        hooks[1],
+        torch.inference_mode(),
+        attention_replaced_by(recorder.attention),
+        recorder,
+    ):
         logits = model(
             input_ids=token_ids,
             position_ids=positions,

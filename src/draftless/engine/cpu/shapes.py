@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from draftless.engine.cpu.record import NUM_TOKENS, Call
+from draftless.engine.cpu.record import Call
 from draftless.engine.cpu.values import (
     TOKENS,
     Axis,
@@ -23,6 +23,7 @@ class ViewOperators:
     """Views, transposes, slices and parts. `Lowering` has the rest."""
 
     nodes: list[Node]
+    _num_tokens: int
     _values: dict[int, View]
 
     def _view(self, tensor: Any) -> View:
@@ -57,7 +58,7 @@ class ViewOperators:
         for axis in view.axes[:at]:
             before *= axis.size
         for index, size in enumerate(shape):  # noqa: B007 - where to cut
-            if product == before and size == NUM_TOKENS:
+            if product == before and size == self._num_tokens:
                 break
             product *= size
         else:
@@ -113,7 +114,7 @@ class ViewOperators:
         size = view.axes[axis].size
         start, end, step = slice(start, end, step).indices(size)
         if view.axes[axis].stride == TOKENS:
-            if (start, end, step) != (0, NUM_TOKENS, 1):
+            if (start, end, step) != (0, self._num_tokens, 1):
                 raise NotLowered("some of the tokens")
             return view
         return cut(view, axis, start, len(range(start, end, step)), step)
