@@ -141,8 +141,9 @@ def test_the_folder_of_someone_else_is_not_trusted(
     with pytest.raises(NoCompiler, match="cannot be written"):
         built("forward.cpp")
     folder.chmod(0o700)
-    monkeypatch.setattr(os, "getuid", lambda: os.stat(folder).st_uid + 1)  # noqa: PTH116
-    folder.rename(folder.with_name(f"draftless-{os.getuid()}"))
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    folder.rename(folder.with_name(f"draftless-{other}"))
     with pytest.raises(NoCompiler, match="cannot be written"):
         built("forward.cpp")
 

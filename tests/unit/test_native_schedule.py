@@ -49,6 +49,12 @@ def test_rooms_do_not_overlap(steps: list[tuple[bool, int, int]], aligned: int) 
         assert room.size >= begin + size
 
 
+def test_what_is_empty_has_a_place_of_its_own() -> None:
+    """A place is given back by its begin."""
+    room = Room(16)
+    assert len({room.take(size) for size in (0, 5, 0)}) == 3
+
+
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=20))
 def test_room_is_used_again(sizes: list[int]) -> None:
     room = Room(16)
