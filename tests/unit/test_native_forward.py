@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.nn import functional
 
 from draftless.engine.cpu.library import library
 from draftless.engine.cpu.values import NotLowered
@@ -15,7 +16,7 @@ from draftless.engine.tree_pass import TreePass
 from draftless.layout import EMPTY_LAYOUT, chain_parents, tree_layout
 from draftless.skip_set import SkipSet
 from support.models import WINDOW, WINDOWED
-from support.native_forward import NAMES, REFUSED, Native, native, stock_logits, tokens
+from support.native_forward import NAMES, REFUSED, Native, native, stock, stock_logits, tokens
 
 BOTH = ("fp32", "bf16")
 FEW = (
@@ -59,6 +60,23 @@ def test_logits_in_bf16_are_as_near_to_fp32_as_those_of_the_stock_model(name: st
     found = model.run(model.cache(), [ids])[0].float()
     of_stock = (stock_logits(name, "bf16", ids) - reference).pow(2).mean().sqrt()
     assert (found - reference).pow(2).mean().sqrt() < 1.5 * of_stock + 1e-3 * reference.std()
+
+
+def test_a_product_that_depends_on_no_token_keeps_its_numbers() -> None:
+    """A recorded pass leaves out products on tokens, whose numbers no one reads."""
+    norm, given = stock("llama", "fp32").model.norm, torch.ones(3, 32)
+    gate = 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+
+    def scaled(_: object, __: object, found: torch.Tensor) -> torch.Tensor:
+        return found * functional.linear(given, gate)[1]
+
+    hook = norm.register_forward_hook(scaled)
+    try:
+        ids = tokens(9)
+        model, expected = Native("llama", "fp32"), stock_logits("llama", "fp32", ids)
+    finally:
+        hook.remove()
+    assert (model.run(model.cache(), [ids])[0] - expected).abs().max() < 1e-4 * expected.std()
 
 
 def test_logits_follow_the_positions() -> None:
