@@ -8,13 +8,14 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from draftless.caches import cache_folder
+from draftless.caches import CACHE_VARIABLE, cache_folder
 
 _FOLDER = Path(__file__).parent / "native"
 _FLAGS = (
@@ -68,16 +69,31 @@ def _built(file: str, flags: Sequence[str], given: dict[str, str]) -> Path:
     parts = (source, path, *_FLAGS, *flags, processor())
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     name = f"{Path(file).stem}-{key}.so"
-    for folder in (cache_folder() / "native", Path(tempfile.gettempdir()) / "draftless-native"):
-        found = folder / name
-        if found.is_file():
-            return found
+    for make_folder in (_in_cache, _of_this_user):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _compile([path, *_FLAGS], flags, source, found)
-        except OSError:
-            continue
-    raise NoCompiler(f"compiled code cannot be written to {folder}")
+            found = make_folder() / name
+            return found if found.is_file() else _compile([path, *_FLAGS], flags, source, found)
+        except OSError as error:
+            reason = error
+    raise NoCompiler(f"compiled code cannot be written to {cache_folder()}: {reason}")
+
+
+def _in_cache() -> Path:
+    folder = cache_folder() / "native"
+    if folder.is_relative_to(tempfile.gettempdir()) and not os.environ.get(CACHE_VARIABLE):
+        raise PermissionError(f"{folder} may be of another user")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _of_this_user() -> Path:
+    """Among the temporary files, where anyone may write: a folder is trusted if it is of this user alone."""
+    folder = Path(tempfile.gettempdir()) / f"draftless-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not of this user alone")
+    return folder
 
 
 def compiler() -> str | None:
@@ -91,10 +107,11 @@ def _compile(command: Sequence[str], flags: Sequence[str], source: str, file: Pa
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         text, out = Path(folder, "source.cpp"), Path(folder, "library.so")
         text.write_text(source, encoding="utf-8")
-        done = subprocess.run(
-            [*command, str(text), "-o", str(out), *flags],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        whole = [*command, str(text), "-o", str(out), *flags]
+        try:
+            done = subprocess.run(whole, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise NoCompiler(f"{command[0]} cannot be started: {error}") from error
         if done.returncode:
             raise NoCompiler(f"{command[0]} refuses {file.stem}: {done.stderr.strip()[:400]}")
         out.replace(file)

@@ -9,13 +9,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class ShapesAlone(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, linear layers give zeros: they are most of what a pass costs, and no shape depends on them."""
+    """Inside, linear layers give zeros: they are most of what a pass costs, and no shape depends on them.
 
-    def __init__(self) -> None:
+    Args:
+        num_tokens: only those on so many tokens; what depends on no token keeps its numbers. None: all.
+    """
+
+    def __init__(self, num_tokens: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._num_tokens = num_tokens
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.linear.default:
             x, weight = args[:2]
-            return x.new_zeros((*x.shape[:-1], len(weight)))
+            if weight.dim() == 2 and (self._num_tokens is None or self._num_tokens in x.shape):
+                return x.new_zeros((*x.shape[:-1], len(weight)))
         return func(*args, **kwargs or {})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from draftless.engine.compiled.huge_pages import HugePages
+from draftless.engine.cpu.lengths import refuse_other_passes
 from draftless.engine.cpu.library import library
 from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.program import DTYPES, PackedWeight, Program
@@ -78,6 +79,9 @@ class NativeForward:
         model = self._view_of(skip_set)
         recording = record(model, self._kinds, self._num_layers, self._dtype)
         lowering = Lowering(recording, self._dtype)
+        if skip_set is None:
+            other = record(model, self._kinds, self._num_layers, self._dtype, is_other=True)
+            refuse_other_passes(lowering, Lowering(other, self._dtype))
         whole = Program(lowering, self._dtype, self._pack, lowering.logits)
         body = None
         if lowering.states is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from draftless.engine.build import built
+from draftless.engine.build import NoCompiler, built
 from draftless.engine.cpu.structures import Request, Step
 
 _WITHOUT_AMX = "-mno-amx-bf16"
@@ -75,7 +75,11 @@ def use_threads(count: int) -> None:
 
 
 def _load(more_flags: tuple[str, ...]) -> ctypes.CDLL:
-    found = ctypes.CDLL(str(built("forward.cpp", more_flags)))
+    file = built("forward.cpp", more_flags)
+    try:
+        found = ctypes.CDLL(str(file))
+    except OSError as error:  # a file system that runs nothing, or a file that is damaged
+        raise NoCompiler(f"{file} cannot be loaded: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from draftless.engine.cpu.record import NUM_TOKENS, Call, Recording
-from draftless.engine.cpu.shapes import ViewOperators, cut, filled, three
+from draftless.engine.cpu.products import ProductOperators
+from draftless.engine.cpu.record import Call, Recording
+from draftless.engine.cpu.shapes import cut, filled, three
+from draftless.engine.cpu.sums import SumOperators
 from draftless.engine.cpu.values import (
     TOKENS,
-    Attend,
     Axis,
     Constant,
     Instruct,
@@ -40,11 +41,11 @@ _UNARY = {
 _BINARY = {
     "add": "add", "sub": "sub", "mul": "mul", "div": "div", "maximum": "maximum", "minimum": "minimum",
 }  # fmt: skip
-_SAME = {"alias", "contiguous", "clone", "detach", "lift_fresh", "dropout", "native_dropout"}
+_SAME = {"alias", "contiguous", "clone", "detach", "lift_fresh"}
 _FLOATS = (torch.float32, torch.bfloat16)
 
 
-class Lowering(ViewOperators):
+class Lowering(SumOperators, ProductOperators):
     """Lowers one recording.
 
     Args:
@@ -63,6 +64,7 @@ class Lowering(ViewOperators):
 
     def __init__(self, recording: Recording, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._num_tokens = recording.token_ids.shape[1]
         self.nodes: list[Node] = []
         self._values: dict[int, View] = {}
         self._linears: dict[int, Linear] = {}
@@ -71,7 +73,7 @@ class Lowering(ViewOperators):
             (recording.token_ids, self.token_ids),
             (recording.positions, self.positions),
         ):
-            axes = (Axis(1, 0), Axis(NUM_TOKENS, TOKENS))
+            axes = (Axis(1, 0), Axis(self._num_tokens, TOKENS))
             self._values[id(tensor)] = View(storage, axes, 0, torch.int64)
         for call in recording.calls:
             if call.name == "attention":
@@ -91,7 +93,10 @@ class Lowering(ViewOperators):
         return False
 
     def _call(self, call: Call) -> None:
-        _, name, overload = call.name.split(".")
+        library, _, name = call.name.partition(".")
+        name, _, overload = name.partition(".")
+        if library != "aten":
+            raise NotLowered(f"{call.name}, which is no operator of torch")
         if call.is_mutable:
             raise NotLowered(f"{call.name}, which writes in place")
         name = name.removeprefix("_unsafe_")
@@ -99,9 +104,10 @@ class Lowering(ViewOperators):
         if name in _UNARY:
             made = self._elementwise(_UNARY[name], call, call.args[:1])
         elif name in _BINARY:
-            if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("rounding_mode"):
-                raise NotLowered(f"{call.name} with {call.kwargs}")
-            made = self._elementwise(_BINARY[name], call, call.args[:2])
+            is_plain = call.kwargs.get("alpha", 1) == 1 and not call.kwargs.get("rounding_mode")
+            if not is_plain or len(call.args) != 2:
+                raise NotLowered(f"{call.name} with {call.args[2:]} {call.kwargs}")
+            made = self._elementwise(_BINARY[name], call, call.args)
         elif name in _SAME or name in ("to", "_to_copy", "type_as"):
             made = self._cast(self._view(call.args[0]), call.results[0].dtype)
         else:
@@ -175,6 +181,8 @@ class Lowering(ViewOperators):
     def _elementwise(self, op: str, call: Call, args: Sequence[Any], number: float = 0.0) -> View:
         operands = [self._operand(one) for one in args]
         (result,) = call.results
+        if result.dtype == torch.bfloat16:
+            operands = [self._rounded(op, *both) for both in enumerate(operands)]
         if result.dtype not in (*_FLOATS, torch.int64) or (
             result.dtype == torch.int64 and op not in ("add", "sub", "mul")
         ):
@@ -187,6 +195,13 @@ class Lowering(ViewOperators):
         out = self._fresh(result.shape, at, result.dtype)
         self._instruct(op, out, operands, number)
         return out
+
+    def _rounded(self, op: str, index: int, operand: Operand) -> Operand:
+        """An operand of an operator in bfloat16, as torch reads it."""
+        if isinstance(operand, View):
+            return self._cast(operand, torch.bfloat16) if operand.dtype == torch.int64 else operand
+        is_factor = op in ("mul", "div") and index == 1 and operand.tensor.dim() == 0
+        return operand if is_factor else Constant(operand.tensor.bfloat16().float())
 
     def _copy(self, view: View, dtype: torch.dtype | None = None) -> View:
         at = tokens_at(view.axes)
@@ -207,15 +222,24 @@ class Lowering(ViewOperators):
     def _on_zeros_like(self, call: Call, _: str) -> View:
         (result,) = call.results
         at = tokens_at(self._view(call.args[0]).axes)
-        assert at is not None
+        if at is None or result.dtype not in _FLOATS:
+            raise NotLowered(f"{call.name} in {result.dtype}")
         out = self._fresh(result.shape, at, result.dtype)
-        self._instruct("copy", out, [Constant(torch.zeros(()))])
+        self._instruct("copy", out, [self._operand(0.0)])
         return out
+
+    def _on_dropout(self, call: Call, _: str) -> View:
+        if call.args[2]:
+            raise NotLowered(f"{call.name} while training")
+        return self._view(call.args[0])
 
     def _on_pow(self, call: Call, overload: str) -> View:
         if overload != "Tensor_Scalar":
             raise NotLowered(call.name)
-        return self._elementwise("pow", call, call.args[:1], float(call.args[1]))
+        exponent = torch.tensor(float(call.args[1]), dtype=torch.float32)
+        return self._elementwise(
+            "pow", call, call.args[:1], exponent.to(call.results[0].dtype).item()
+        )
 
     def _on_square(self, call: Call, _: str) -> View:
         return self._elementwise("pow", call, call.args[:1], 2.0)
@@ -223,43 +247,6 @@ class Lowering(ViewOperators):
     def _on_gelu(self, call: Call, _: str) -> View:
         is_tanh = call.kwargs.get("approximate") == "tanh"
         return self._elementwise("gelu_tanh" if is_tanh else "gelu", call, call.args[:1])
-
-    def _reduced(self, op: str, call: Call) -> View:
-        view, axes = self._view(call.args[0]), call.args[1] if len(call.args) > 1 else None
-        last = len(view.axes) - 1
-        if axes is None or [axis % len(view.axes) for axis in axes] != [last]:
-            raise NotLowered(f"{call.name} over other axes than the last")
-        if view.axes[last].stride == TOKENS:
-            raise NotLowered(f"{call.name} over tokens")
-        if view.axes[last].stride != 1 and view.axes[last].size > 1:
-            view = self._copy(view)
-        return self._sum(op, view, call.results[0])
-
-    def _sum(self, op: str, view: View, result: torch.Tensor) -> View:
-        at = tokens_at(view.axes)
-        assert at is not None
-        out = self._fresh((*view.shape[:-1], 1), at, result.dtype)
-        outer = [i for i in range(len(view.axes) - 1) if i != at]
-        sizes, strides = merged(
-            [view.axes[i].size for i in outer],
-            [[axes[i].stride for i in outer] for axes in (out.axes, view.axes)],
-        )
-        if sizes[0] != 1:
-            raise NotLowered("a sum over four axes")
-        to, of = (three((*one[1:], last)) for one, last in zip(strides, (0, 1), strict=True))
-        size = three((*sizes[1:], view.axes[-1].size))
-        is_rounded = result.dtype == torch.bfloat16
-        a = Placed(view.storage, view.first, of)
-        self.nodes.append(Instruct(op, size, Placed(out.storage, 0, to), a, is_rounded=is_rounded))
-        if result.dim() < len(out.axes):
-            return View(out.storage, out.axes[:-1], 0, out.dtype)
-        return out
-
-    def _on_mean(self, call: Call, _: str) -> View:
-        return self._reduced("mean", call)
-
-    def _on_sum(self, call: Call, _: str) -> View:
-        return self._reduced("sum", call)
 
     def _on_cat(self, call: Call, _: str) -> View:
         parts = [self._view(part) for part in call.args[0]]
@@ -280,6 +267,7 @@ class Lowering(ViewOperators):
         table, index = call.args[0], self._view(call.args[1])
         if id(table) in self._values or table.dtype not in _FLOATS or index.inner:
             raise NotLowered("an embedding of another form")
+        table = table.detach() if table.stride(1) == 1 else table.detach().contiguous()
         at = tokens_at(index.axes)
         assert at is not None
         (result,) = call.results
@@ -287,113 +275,6 @@ class Lowering(ViewOperators):
         size = (1, 1, result.shape[-1])
         place = Placed(index.storage, index.first)
         self.nodes.append(
-            Instruct("embed", size, Placed(out.storage, 0, (0, 0, 1)), place, table=table.detach())
+            Instruct("embed", size, Placed(out.storage, 0, (0, 0, 1)), place, table=table)
         )
         return out
-
-    def _on_layer_norm(self, call: Call, _: str) -> View:
-        x, shape, weight, bias, eps = filled(call.args, (None, None, None, None, 1e-5))
-        view = self._view(x)
-        if len(shape) != 1:
-            raise NotLowered("a norm over several axes")
-        at = tokens_at(view.axes)
-        assert at is not None
-        wide, one = call.results[0].float(), call.results[0].float()[..., :1]
-        centred = self._norm_step("sub", wide, at, view, self._sum("mean", self._dense(view), one))
-        square = self._norm_step("mul", wide, at, centred, centred)
-        variance = self._norm_step("add", one, at, self._sum("mean", square, one), float(eps))
-        factor = self._norm_step("rsqrt", one, at, variance)
-        scaled = self._norm_step("mul", wide, at, centred, factor)
-        for op, parameter in (("mul", weight), ("add", bias)):
-            if parameter is not None:
-                scaled = self._norm_step(op, wide, at, scaled, parameter)
-        return self._cast(scaled, call.results[0].dtype)
-
-    def _on_rms_norm(self, call: Call, _: str) -> View:
-        x, shape, weight, eps = filled(call.args, (None, None, None, None))
-        view = self._view(x)
-        if len(shape) != 1:
-            raise NotLowered("a norm over several axes")
-        at = tokens_at(view.axes)
-        assert at is not None
-        eps = torch.finfo(x.dtype).eps if eps is None else eps
-        wide, one = call.results[0].float(), call.results[0].float()[..., :1]
-        square = self._norm_step("mul", wide, at, view, view)
-        mean = self._norm_step("add", one, at, self._sum("mean", square, one), float(eps))
-        scaled = self._norm_step("mul", wide, at, view, self._norm_step("rsqrt", one, at, mean))
-        if weight is not None:
-            scaled = self._norm_step("mul", wide, at, scaled, weight)
-        return self._cast(scaled, call.results[0].dtype)
-
-    def _norm_step(self, op: str, like: torch.Tensor, at: int, *operands: Any) -> View:
-        """One step of a norm in float32."""
-        out = self._fresh(like.shape, at, torch.float32)
-        given = [one if isinstance(one, View) else self._operand(one) for one in operands]
-        self._instruct(op, out, given)
-        return out
-
-    # Products and attention.
-
-    def _dense(self, view: View) -> View:
-        return view if view.is_dense else self._copy(view)
-
-    def _on_linear(self, call: Call, _: str) -> View:
-        x, weight, bias = filled(call.args, (None, None, None))
-        return self._linear(call, x, weight, bias)
-
-    def _on_addmm(self, call: Call, _: str) -> View:
-        bias, x, weight = call.args
-        if call.kwargs or id(bias) in self._values:
-            raise NotLowered(f"{call.name} of another form")
-        return self._linear(call, x, self._transposed(weight), bias)
-
-    def _on_mm(self, call: Call, _: str) -> View:
-        return self._linear(call, call.args[0], self._transposed(call.args[1]), None)
-
-    def _transposed(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight `[in, out]` as `[out, in]`."""
-        if id(weight) in self._values or weight.dim() != 2:
-            raise NotLowered("a product with something that is no weight")
-        return weight.t()
-
-    _on_matmul = _on_mm
-
-    def _linear(self, call: Call, x: Any, weight: torch.Tensor, bias: Any) -> View:
-        view = self._dense(self._view(x))
-        at = tokens_at(view.axes)
-        is_product = (
-            at is not None
-            and len(view.inner) <= 1
-            and isinstance(weight, torch.Tensor)
-            and id(weight) not in self._values
-            and weight.dim() == 2
-        )
-        if not is_product or at is None or view.dtype != self._dtype:
-            raise NotLowered(f"{call.name} on other things than tokens and weights of one dtype")
-        together = self._linears.get(id(x))
-        if together is None:
-            together = Linear(view, Storage(0, self._dtype))
-            self._linears[id(x)] = together
-            self.nodes.append(together)
-        first = together.out.size
-        together.weights.append(weight.detach())
-        together.biases.append(None if bias is None else bias.detach())
-        together.out.size += len(weight)
-        axes = dense_axes(call.results[0].shape, at)
-        return View(together.out, axes, first, self._dtype)
-
-    def _attention(self, call: Call) -> None:
-        query, key, value = (self._dense_heads(self._view(one)) for one in call.args)
-        (result,) = call.results
-        out = self._fresh(result.shape, 1, result.dtype)
-        _, heads, _, key_dim = query.shape
-        _, kv_heads, _, value_dim = value.shape
-        place = {**call.kwargs, "heads": heads, "kv_heads": kv_heads}
-        place |= {"key_dim": key_dim, "value_dim": value_dim}
-        self.nodes.append(Attend(query, key, value, out.storage, place))
-        self._values[id(result)] = out
-
-    def _dense_heads(self, view: View) -> View:
-        if view.dtype != self._dtype or tokens_at(view.axes) != 2:
-            raise NotLowered("attention of another form")
-        return self._dense(view)

@@ -18,8 +18,9 @@ from draftless.engine.tree_pass import TreePass
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """`DType` of `native/common.h`."""
 
-
 _PACKED_ROWS = 4096
+_PADDING = -(2**63)  # the id of what fills a row up
+_NO_TREE, _OUTSIDE = 0, 2  # outcomes of a pass
 
 
 class PackedWeight:
@@ -84,7 +85,8 @@ class Program:
     def __init__(self, lowering: Lowering, dtype: torch.dtype, pack: Pack, result: View) -> None:
         self._dtype, self._inputs = dtype, (lowering.token_ids, lowering.positions)
         self.width = result.storage.size
-        if result.dtype != dtype or not result.is_dense or result.storage.size != result.shape[-1]:
+        is_whole = result.is_dense and result.storage.size == result.shape[-1]
+        if not is_whole or not result.dtype == result.storage.dtype == dtype:
             raise NotLowered("a result of another form")
         plan = schedule(lowering.nodes, self._inputs, result)
         self._result = result.storage
@@ -108,7 +110,7 @@ class Program:
         parents: list[int] = []
         for row_ids, layout in zip(tree_pass.token_ids, tree_pass.layouts, strict=True):
             missing = width - len(row_ids)
-            ids += [*row_ids, *[0] * missing]
+            ids += [*row_ids, *[_PADDING] * missing]
             parents += [*layout.parents, *[-1] * missing]
         windows = [window or 0 for window in tree_pass.windows]
         numbers = (ctypes.c_int64 * (2 * len(ids) + len(lengths) + len(windows)))(
@@ -123,8 +125,11 @@ class Program:
             data.data_ptr(), data.shape[2], tree_pass.rows.start, data.shape[3], data.shape[4],
             data.shape[5], out.data_ptr(), self.width,
         )  # fmt: skip
-        if not library().run_program(self._program, ctypes.byref(request)):
+        outcome = library().run_program(self._program, ctypes.byref(request))
+        if outcome == _NO_TREE:
             raise ValueError("a tree has a node before its parent")
+        if outcome == _OUTSIDE:
+            raise IndexError("a token or a position has no row in an embedding of the model")
         return out
 
     def _steps(self, plan: Schedule, pack: Pack) -> list[structures.Step]:
@@ -200,6 +205,7 @@ class Program:
             table = node.table
             made.b = structures.Operand(table.data_ptr())
             made.stride, made.dtype = table.stride(0) * table.itemsize, DTYPES[table.dtype]
+            made.number = len(table)
         return made
 
     def _operand(self, step: TokensStep, placed: Placed) -> structures.Operand:

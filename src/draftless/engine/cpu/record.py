@@ -18,6 +18,9 @@ from draftless.engine.shapes_alone import ShapesAlone
 NUM_TOKENS = 13
 """Of the recorded pass. A prime that no model has as a size."""
 
+OTHER_NUM_TOKENS = 17
+"""Of the pass that is recorded to be compared with it; as rare as a size."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -43,9 +46,9 @@ class Recording:
 
     Attributes:
         calls: in order.
-        token_ids, positions: `[1, NUM_TOKENS]` int64, what it was given.
-        states: `[1, NUM_TOKENS, hidden]`, what comes before the head of the language model.
-        logits: `[1, NUM_TOKENS, V]`.
+        token_ids, positions: `[1, M]` int64, what it was given.
+        states: `[1, M, hidden]`, what comes before the head of the language model.
+        logits: `[1, M, V]`.
     """
 
     calls: Sequence[Call]
@@ -65,26 +68,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = func(*args, **kwargs)
         results = found if isinstance(found, tuple | list) else (found,)
         tensors = tuple(one for one in results if isinstance(one, torch.Tensor))
-        is_mutable = func._schema.is_mutable
+        schema = getattr(func, "_schema", None)  # operators of higher order have none
+        is_mutable = schema is not None and schema.is_mutable
         self.calls.append(Call(str(func), tuple(args), kwargs, tensors, is_mutable))
         return found
 
-
-def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype) -> Recording:
-    """Run `NUM_TOKENS` tokens through a model, with a stand-in for its attention.
-
-    Args:
-        model: a `transformers` model (or a view of one) with our attention, on the CPU.
-        kinds: types of its layers.
-        num_layers: of the whole model.
-        dtype: of its weights.
-
-    Raises:
-        NotLowered: what comes before the head cannot be seen.
-    """
-    recorder = _Recorder()
-
-    def emit(
+    def attention(
+        self,
         module: Any,
         query: torch.Tensor,  # [1, Hq, M, D]
         key: torch.Tensor,  # [1, Hkv, M, D]
@@ -93,6 +83,7 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         scaling: float | None,
         softcap: float | None,
     ) -> torch.Tensor:  # [1, M, Hq, Dv]
+        """Stands in for the attention of a layer."""
         shape = (1, query.shape[2], query.shape[1], value.shape[3])
         out = torch.zeros(shape, dtype=query.dtype)
         place = {
@@ -101,11 +92,34 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
             "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
             "softcap": softcap or 0.0,
         }
-        recorder.calls.append(Call("attention", (query, key, value), place, (out,)))
+        self.calls.append(Call("attention", (query, key, value), place, (out,)))
         return out
 
-    token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
-    positions = torch.arange(NUM_TOKENS)[None]
+
+def record(
+    model: Any,
+    kinds: Sequence[str],
+    num_layers: int,
+    dtype: torch.dtype,
+    *,
+    is_other: bool = False,
+) -> Recording:
+    """Run `NUM_TOKENS` tokens through a model, with a stand-in for its attention.
+
+    Args:
+        model: a `transformers` model (or a view of one) with our attention, on the CPU.
+        kinds: types of its layers.
+        num_layers: of the whole model.
+        dtype: of its weights.
+        is_other: `OTHER_NUM_TOKENS` instead.
+
+    Raises:
+        NotLowered: what comes before the head cannot be seen.
+    """
+    num_tokens = OTHER_NUM_TOKENS if is_other else NUM_TOKENS
+    recorder, shapes_alone = _Recorder(), ShapesAlone(num_tokens)
+    token_ids = torch.zeros((1, num_tokens), dtype=torch.long)
+    positions = torch.arange(num_tokens)[None]
     states: list[torch.Tensor] = []
 
     def note(_: Any, __: Any, found: Any) -> None:
@@ -116,12 +130,13 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
     with ExitStack() as stack:
         for one in (model.base_model, model.get_decoder()):
             stack.enter_context(one.register_forward_hook(note))
-        for mode in (torch.inference_mode(), attention_replaced_by(emit), ShapesAlone(), recorder):
+        replaced = attention_replaced_by(recorder.attention)
+        for mode in (torch.inference_mode(), replaced, shapes_alone, recorder):
             stack.enter_context(mode)
         logits = model(
             input_ids=token_ids,
             position_ids=positions,
-            attention_mask=_masks(kinds, dtype),
+            attention_mask=_masks(kinds, dtype, num_tokens),
             use_cache=True,
             **{cache_keyword(model): PassThroughCache(num_layers)},
         ).logits
@@ -130,10 +145,12 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
     return Recording(recorder.calls, token_ids, positions, states[-1], logits)
 
 
-def _masks(kinds: Sequence[str], dtype: torch.dtype) -> dict[str, torch.Tensor] | torch.Tensor:
+def _masks(
+    kinds: Sequence[str], dtype: torch.dtype, num_tokens: int
+) -> dict[str, torch.Tensor] | torch.Tensor:
     """Their number of columns names a layer's type: nothing else survives the way to the attention."""
     masks = {
-        kind: torch.zeros((1, 1, NUM_TOKENS, 1 + index), dtype=dtype)
+        kind: torch.zeros((1, 1, num_tokens, 1 + index), dtype=dtype)
         for index, kind in enumerate(kinds)
     }
     return masks if len(masks) > 1 else next(iter(masks.values()))

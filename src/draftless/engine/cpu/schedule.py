@@ -21,7 +21,8 @@ class Room:
         self.size = 0
 
     def take(self, size: int) -> int:
-        size = -(-size // self._aligned) * self._aligned
+        # What is nothing takes something, too: its begin is its name.
+        size = max(1, -(-size // self._aligned)) * self._aligned
         begin = 0
         for index, (start, end) in enumerate(self._taken):  # noqa: B007 - where to insert
             if begin + size <= start:

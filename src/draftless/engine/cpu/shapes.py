@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from draftless.engine.cpu.record import NUM_TOKENS, Call
+from draftless.engine.cpu.record import Call
 from draftless.engine.cpu.values import (
     TOKENS,
     Axis,
+    Node,
     NotLowered,
+    Operand,
     View,
     broadcast,
     regrouped,
@@ -20,12 +22,20 @@ from draftless.engine.cpu.values import (
 class ViewOperators:
     """Views, transposes, slices and parts. `Lowering` has the rest."""
 
+    nodes: list[Node]
+    _num_tokens: int
     _values: dict[int, View]
 
     def _view(self, tensor: Any) -> View:
         raise NotImplementedError
 
+    def _operand(self, value: Any) -> Operand:
+        raise NotImplementedError
+
     def _copy(self, view: View) -> View:
+        raise NotImplementedError
+
+    def _cast(self, view: View, dtype: Any) -> View:
         raise NotImplementedError
 
     def _fresh(self, shape: Sequence[int], at: int, dtype: Any) -> View:
@@ -34,7 +44,13 @@ class ViewOperators:
     def _instruct(self, op: str, out: View, operands: Any, number: float = 0.0) -> None:
         raise NotImplementedError
 
-    def _on_view(self, call: Call, _: str) -> View:
+    def _dense(self, view: View) -> View:
+        """As a product or attention reads it: without gaps, stored in its own dtype."""
+        return view if view.is_dense and view.storage.dtype == view.dtype else self._copy(view)
+
+    def _on_view(self, call: Call, overload: str) -> View:
+        if overload == "dtype":
+            raise NotLowered(call.name)
         view, shape = self._view(call.args[0]), tuple(call.results[0].shape)
         at = tokens_at(view.axes)
         assert at is not None
@@ -42,7 +58,7 @@ class ViewOperators:
         for axis in view.axes[:at]:
             before *= axis.size
         for index, size in enumerate(shape):  # noqa: B007 - where to cut
-            if product == before and size == NUM_TOKENS:
+            if product == before and size == self._num_tokens:
                 break
             product *= size
         else:
@@ -53,7 +69,7 @@ class ViewOperators:
             if view.is_dense:
                 raise NotLowered(f"a view of {view.shape} as {shape}")
             self._values[id(call.args[0])] = self._copy(view)
-            return self._on_view(call, _)
+            return self._on_view(call, overload)
         left, right = strides
         assert left is not None
         assert right is not None
@@ -98,7 +114,7 @@ class ViewOperators:
         size = view.axes[axis].size
         start, end, step = slice(start, end, step).indices(size)
         if view.axes[axis].stride == TOKENS:
-            if (start, end, step) != (0, NUM_TOKENS, 1):
+            if (start, end, step) != (0, self._num_tokens, 1):
                 raise NotLowered("some of the tokens")
             return view
         return cut(view, axis, start, len(range(start, end, step)), step)

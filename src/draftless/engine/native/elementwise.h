@@ -5,6 +5,7 @@
 
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -12,7 +13,7 @@
 
 namespace draftless {
 
-// The order is that of `_OPS` in engine/cpu/lower.py.
+// The order is that of `OPS` in engine/cpu/structures.py.
 enum Op : int64_t {
   kCopy, kNeg, kAdd, kSub, kMul, kDiv, kMaximum, kMinimum, kRsqrt, kSqrt, kExp, kSilu, kGelu, kGeluTanh, kTanh,
   kSigmoid, kRelu, kCos, kSin, kAbs, kPow, kMean, kSum, kLoad, kStore, kTokenId, kPosition, kEmbed, kErf,
@@ -76,9 +77,16 @@ inline Floats gelu(Floats x) {
   return lane_by_lane(x, [](float v) { return 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f)); });
 }
 
-inline Floats power(Floats x, double exponent) {
-  if (exponent == 2) return x * x;
-  if (exponent == 3) return x * x * x;
+inline Floats power(Floats x, double exponent, bool is_rounded) {
+  if (exponent == 0.5 || exponent == -0.5) {  // std::pow differs at -0 and -inf
+    const Floats root = lane_by_lane(x, [](float v) { return std::sqrt(v); });
+    return exponent == 0.5 ? root : all(1.0f) / root;
+  }
+  if (exponent == -1) return all(1.0f) / x;
+  const Floats square = is_rounded ? rounded(x * x) : x * x;
+  if (exponent == 2) return square;
+  if (exponent == 3) return square * x;
+  if (exponent == -2) return all(1.0f) / square;
   return lane_by_lane(x, [exponent](float v) { return static_cast<float>(std::pow(v, exponent)); });
 }
 
@@ -167,6 +175,7 @@ struct Token {
   char *buffers, *output;
   int64_t output_stride;  // bytes a token
   float* room;
+  std::atomic<bool>* is_outside;  // becomes true when an embedding has no row for this token
 };
 
 inline void execute(const Instruction& it, const Token& token) {
@@ -199,7 +208,7 @@ inline void execute(const Instruction& it, const Token& token) {
     case kSin: EACH(lane_by_lane(a, [](float v) { return std::sin(v); }));
     case kAbs: EACH(magnitude(a));
     case kErf: EACH(lane_by_lane(a, [](float v) { return std::erf(v); }));
-    case kPow: EACH(power(a, it.number));
+    case kPow: EACH(power(a, it.number, it.is_rounded));
     case kMean: return reduce(it, room, true);
     case kSum: return reduce(it, room, false);
     case kLoad: return read(it.dtype, buffer(), it.sizes[2], room + it.out.base);
@@ -208,8 +217,10 @@ inline void execute(const Instruction& it, const Token& token) {
       return narrow(room + it.a.base, it.sizes[2], reinterpret_cast<BFloat16*>(buffer()));
     case kTokenId: room[it.out.base] = static_cast<float>(token.id); return;
     case kPosition: room[it.out.base] = static_cast<float>(token.position); return;
-    case kEmbed: {  // `a` is the index of a row of the table at `b`
-      const auto index = static_cast<int64_t>(room[it.a.base]);
+    case kEmbed: {  // `a` is the index of a row of the table at `b`, which has `number` rows
+      const bool is_inside = room[it.a.base] >= 0 && room[it.a.base] < it.number;
+      if (!is_inside) token.is_outside->store(true, std::memory_order_relaxed);
+      const int64_t index = is_inside ? static_cast<int64_t>(room[it.a.base]) : 0;
       return read(it.dtype, reinterpret_cast<const char*>(it.b.base) + index * it.stride, it.sizes[2],
                   room + it.out.base);
     }

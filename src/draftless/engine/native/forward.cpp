@@ -2,6 +2,8 @@
 //
 // Called by ctypes; nothing of torch is included, so it compiles in seconds.
 
+#include <atomic>
+#include <cstdint>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -53,6 +55,10 @@ struct Request {
   int64_t output_width;
 };
 
+constexpr int64_t kPadding = INT64_MIN;  // as in engine/cpu/program.py: the id of what fills a row up
+
+enum Outcome : int32_t { kNoTree, kDone, kOutside };
+
 std::mutex one_pass;  // the pool and the buffers serve one pass at a time
 Pool& pool() {
   static Pool* const threads = new Pool(1);  // never destroyed: a process may end in the middle of a pass
@@ -75,16 +81,17 @@ class Forward {
   Forward(const Program& program, const Request& run)
       : program_(program), run_(run), tokens_(run.rows * run.width), size_(size_of(program.dtype)) {}
 
-  bool operator()() {
-    if (!pass_.begin(run_.rows, run_.width, run_.starts, run_.parents)) return false;
+  Outcome operator()() {
+    if (!pass_.begin(run_.rows, run_.width, run_.starts, run_.parents)) return kNoTree;
     buffers_ = buffers_of(program_.bytes_per_token * tokens_);
     for (int64_t i = 0; i < run_.num_steps; ++i) {
       const Step& step = program_.steps[i];
       if (step.kind == kTokens) each_token(step);
       if (step.kind == kLinear) linear(step);
       if (step.kind == kAttend) attend(step);
+      if (is_outside_) return kOutside;
     }
-    return true;
+    return kDone;
   }
 
  private:
@@ -101,9 +108,11 @@ class Forward {
       static thread_local std::vector<float> room;
       if (static_cast<int64_t>(room.size()) < step.room) room.resize(step.room);
       for (int64_t index = begin; index < end; ++index) {
-        const int64_t position = pass_.position(index / run_.width, index % run_.width);
-        const Token token{index, tokens_, run_.ids[index], position, buffers_, run_.output, run_.output_width * size_,
-                          room.data()};
+        const bool is_padding = run_.ids[index] == kPadding;
+        const int64_t position = is_padding ? 0 : pass_.position(index / run_.width, index % run_.width);
+        const int64_t id = is_padding ? 0 : run_.ids[index];
+        const Token token{index, tokens_, id, position, buffers_, run_.output, run_.output_width * size_, room.data(),
+                          &is_outside_};
         for (int64_t i = 0; i < step.count; ++i) execute(step.instructions[i], token);
       }
     });
@@ -135,6 +144,7 @@ class Forward {
   const int64_t tokens_, size_;
   Pass pass_;
   char* buffers_ = nullptr;
+  std::atomic<bool> is_outside_{false};
 };
 
 }  // namespace
@@ -163,7 +173,7 @@ void* new_program(int32_t dtype, int64_t bytes_per_token, const Step* steps, int
 
 void delete_program(void* program) { delete static_cast<Program*>(program); }
 
-// 0 if a parent does not stand before its node.
+// An `Outcome`: not done if a parent does not stand before its node, or an embedding has no row for a node.
 int32_t run_program(const void* program, const Request* run) {
   const std::lock_guard<std::mutex> lock(one_pass);
   return Forward(*static_cast<const Program*>(program), *run)();
