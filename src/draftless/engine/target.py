@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,8 +157,8 @@ class TargetModel:
             self.cache_shape = measure_cache_shape(model)
             shape = self.cache_shape
             self._masks = MaskBuilder(self.windows, self._groups, shape.dtype, self.device)
-            states = self._test.eager(self)
-            self._test.check(states, shape, f"{attention!r} attention", self._groups)
+            make = partial(self._test.eager, self)
+            self._test.check(make, shape, f"{attention!r} attention", self._groups)
 
     @property
     def _groups(self) -> int:
@@ -180,7 +180,7 @@ class TargetModel:
     def _make_fast(self) -> None:
         self._compiled = fast_pass(self, self._test, self._how)
         if self._compiled is not None and self._compiled.has_own_operators:
-            self._has_stable_bits = prove_stable_bits(self)
+            self._has_stable_bits = prove_stable_bits(self, self._test.skip_set)
         if isinstance(self._compiled, NativeForward):
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from draftless.engine.attention import attention_replaced_by
 from draftless.engine.cache import PassThroughCache, cache_keyword
 from draftless.engine.cpu.values import NotLowered
+from draftless.engine.no_products import NoProducts
 
 NUM_TOKENS = 13
 """Of the recorded pass. A prime that no model has as a size."""
@@ -69,7 +70,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype) -> Recording:
-    """Run `NUM_TOKENS` tokens through a model, with a stand-in for its attention.
+    """Run `NUM_TOKENS` tokens through a model, with stand-ins for its attention and its products.
 
     Args:
         model: a `transformers` model (or a view of one) with our attention, on the CPU.
@@ -117,7 +118,14 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
 
     # Some heads (OPT) read the decoder and pass its owner by; where both are called, the owner is the last.
     hooks = [one.register_forward_hook(note) for one in (model.base_model, model.get_decoder())]
-    with hooks[0], hooks[1], torch.inference_mode(), attention_replaced_by(emit), recorder:
+    with (
+        hooks[0],
+        hooks[1],
+        torch.inference_mode(),
+        attention_replaced_by(emit),
+        NoProducts(NUM_TOKENS),
+        recorder,
+    ):
         logits = model(
             input_ids=token_ids,
             position_ids=positions,
