@@ -21,7 +21,7 @@ from draftless.engine.build import NoCompiler
 from draftless.engine.cache import CacheShape, cache_keyword
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
-from draftless.engine.cpu.paging import page_out
+from draftless.engine.cpu.paging import give_back_free_memory, page_out
 from draftless.engine.cpu.values import NotLowered
 from draftless.engine.no_products import NoProducts
 from draftless.engine.precision import InFloat32
@@ -176,6 +176,7 @@ def _native(target: TargetModel, test: SelfTest) -> NativeForward:
     with torch.inference_mode():
         make = partial(states_in_float32, test.view, kinds, target.num_layers)
         test.check(make, shape, "the native forward pass", tells_way_out=False)
+        give_back_free_memory()
         found.prepare()
         found.prepare(test.skip_set)
         run = partial(found, test.skip_set)
@@ -199,6 +200,8 @@ def prove_stable_bits(target: TargetModel, skip_set: SkipSet | None) -> bool:
     except CapabilityError as error:
         log.info("%s", error)
         return False
+    finally:
+        give_back_free_memory()
     return True
 
 

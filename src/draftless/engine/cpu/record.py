@@ -68,6 +68,28 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls.append(Call(str(func), tuple(args), kwargs, tensors, is_mutable))
         return found
 
+    def attention(
+        self,
+        module: Any,
+        query: torch.Tensor,  # [1, Hq, M, D]
+        key: torch.Tensor,  # [1, Hkv, M, D]
+        value: torch.Tensor,  # [1, Hkv, M, Dv]
+        mask: torch.Tensor,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:  # [1, M, Hq, Dv]
+        """Stands in for the attention of a layer."""
+        shape = (1, query.shape[2], query.shape[1], value.shape[3])
+        out = torch.zeros(shape, dtype=query.dtype)
+        place = {
+            "layer": module.layer_idx,
+            "layer_type": mask.shape[-1] - 1,
+            "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
+            "softcap": softcap or 0.0,
+        }
+        self.calls.append(Call("attention", (query, key, value), place, (out,)))
+        return out
+
 
 def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype) -> Recording:
     """Run `NUM_TOKENS` tokens through a model, with stand-ins for its attention and its products.
@@ -82,27 +104,6 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         NotLowered: what comes before the head cannot be seen.
     """
     recorder = _Recorder()
-
-    def emit(
-        module: Any,
-        query: torch.Tensor,  # [1, Hq, M, D]
-        key: torch.Tensor,  # [1, Hkv, M, D]
-        value: torch.Tensor,  # [1, Hkv, M, Dv]
-        mask: torch.Tensor,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> torch.Tensor:  # [1, M, Hq, Dv]
-        shape = (1, query.shape[2], query.shape[1], value.shape[3])
-        out = torch.zeros(shape, dtype=query.dtype)
-        place = {
-            "layer": module.layer_idx,
-            "layer_type": mask.shape[-1] - 1,
-            "scaling": query.shape[3] ** -0.5 if scaling is None else scaling,
-            "softcap": softcap or 0.0,
-        }
-        recorder.calls.append(Call("attention", (query, key, value), place, (out,)))
-        return out
-
     token_ids = torch.zeros((1, NUM_TOKENS), dtype=torch.long)
     positions = torch.arange(NUM_TOKENS)[None]
     # The number of columns names a layer's type: nothing else survives the way to the attention.
@@ -122,7 +123,7 @@ def record(model: Any, kinds: Sequence[str], num_layers: int, dtype: torch.dtype
         hooks[0],
         hooks[1],
         torch.inference_mode(),
-        attention_replaced_by(emit),
+        attention_replaced_by(recorder.attention),
         NoProducts(NUM_TOKENS),
         recorder,
     ):
