@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_a_model_loads_without_the_library(
 ) -> None:
     """A library that cannot be loaded is no reason to refuse a model; a line says why."""
     quick(tmp_path, monkeypatch)
-    monkeypatch.setattr(module, "library", module.library.__wrapped__)
+    monkeypatch.setattr(module, "library", cache(module.library.__wrapped__))
     monkeypatch.setattr(forward, "library", module.library)
     with caplog.at_level(logging.INFO, logger="draftless"):
         model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile="auto")

@@ -21,7 +21,7 @@ from draftless.engine.build import NoCompiler
 from draftless.engine.cache import CacheShape, cache_keyword
 from draftless.engine.capabilities import check_config, check_source, parse_device, parse_dtype
 from draftless.engine.cpu.forward import NativeForward, states_in_float32
-from draftless.engine.cpu.paging import page_out
+from draftless.engine.cpu.paging import give_back_free_memory
 from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
 from draftless.engine.self_test import SelfTest, check_stable_bits
@@ -29,6 +29,7 @@ from draftless.engine.shapes_alone import ShapesAlone
 from draftless.engine.tree_pass import TreePass
 from draftless.errors import ArtifactError, CapabilityError, ConfigError, DraftlessError
 from draftless.layout import chain_parents, tree_layout
+from draftless.skip_set import SkipSet
 from draftless.sublayers import decoder_layers
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def measure_cache_shape(model: PreTrainedModel) -> CacheShape:
     cache = DynamicCache()
     device = next(model.parameters()).device
     token_ids = torch.zeros((1, 2), dtype=torch.long, device=device)
-    with ShapesAlone():
+    with ShapesAlone(token_ids.shape[1]):
         model.base_model(input_ids=token_ids, use_cache=True, **{cache_keyword(model): cache})
     shapes = {tuple(t.shape) for layer in cache.layers for t in (layer.keys, layer.values)}
     if len(shapes) != 1 or len(cache.layers) != model.config.get_text_config().num_hidden_layers:
@@ -138,18 +139,33 @@ def fast_pass(
     """The forward pass that `how` asks for, tested; None stands for the model's own code.
 
     On a CPU it is the native one. For a model that this does not know `True` takes pieces that Inductor
-    compiles, which needs a minute; `auto` takes the model's own code. Without a `test` the native pass was
-    proved before, with the same weights and code.
+    compiles, which needs a minute; `auto` takes the model's own code, also where the native pass fails its
+    test, and a line says why. Without a `test` the native pass was proved before, with the same weights and
+    code.
 
     Raises:
-        CapabilityError: a pass gives something else than the model.
+        CapabilityError: the native pass gives something else than the model, and `how` is `True`.
     """
+    name = type(target.model).__name__
     try:
         if how == "inductor":
             raise NotLowered("not asked for")
         return _native(target, test)
     except (NotLowered, NoCompiler) as error:
-        log.info("no native forward pass for %s: %s", type(target.model).__name__, error)
+        log.info("no native forward pass for %s: %s", name, error)
+    except Exception as error:
+        kind = "" if isinstance(error, DraftlessError) else f"{type(error).__name__}: "
+        reason = kind + str(error).strip().partition("\n")[0]
+        if how != "auto":
+            raise CapabilityError(
+                f"the native forward pass of {name} failed its test: {reason}; "
+                "load it with compile=False"
+            ) from error
+        log.warning(
+            "the native forward pass of %s failed its test: %s; going on with the model's own code",
+            name,
+            reason,
+        )
     return None if how == "auto" else _inductor(target)
 
 
@@ -164,29 +180,34 @@ def _native(target: TargetModel, test: SelfTest | None) -> NativeForward:
         if test is None:
             found.prepare()
             return found
-        for weight in target.model.parameters():  # the test read all of them
-            page_out(weight)
-        states = states_in_float32(test.view, kinds, target.num_layers)
-        test.check(states, target.cache_shape, "the native forward pass")
+        make = partial(states_in_float32, test.view, kinds, target.num_layers)
+        test.check(make, target.cache_shape, "the native forward pass", tells_way_out=False)
+        give_back_free_memory()
         found.prepare()
         found.prepare(test.skip_set)
         run = partial(found, test.skip_set)
-        _check_logits(target, test.view, "the native forward pass", run)
+        _check_logits(target, test.view, "the native forward pass", run, test.head_rows)
     return found
 
 
-def prove_stable_bits(target: TargetModel) -> bool:
+def prove_stable_bits(target: TargetModel, skip_set: SkipSet | None) -> bool:
     """Whether passes are batch-invariant on this model and machine, shown by trying.
+
+    Args:
+        target: with its compiled passes.
+        skip_set: layers that are left out, which have the shapes of others.
 
     Raises:
         Nothing: a model whose passes are not is usable, and says so.
     """
     try:
         with torch.inference_mode():
-            check_stable_bits(target)
+            check_stable_bits(target, skip_set)
     except CapabilityError as error:
         log.info("%s", error)
         return False
+    finally:
+        give_back_free_memory()
     return True
 
 
@@ -222,10 +243,21 @@ def warn_of(what: str, error: Exception) -> None:
 
 
 def _check_logits(
-    target: TargetModel, view: Any, what: str, run: Callable[[TreePass], torch.Tensor]
+    target: TargetModel,
+    view: Any,
+    what: str,
+    run: Callable[[TreePass], torch.Tensor],
+    head_rows: torch.Tensor | None = None,
 ) -> None:
     """Logits in the model's own precision, of its head, too, may be no further from float32 than what the
     model's own code rounds.
+
+    Args:
+        target: of which model.
+        view: its own code.
+        what: the name of a pass in errors.
+        run: the pass.
+        head_rows: the logits of it that the view has; None: all.
 
     Raises:
         CapabilityError: they are.
@@ -241,13 +273,17 @@ def _check_logits(
         out: torch.Tensor = view(**target.keywords(tree_pass)).logits
         return out[0]
 
+    def tried(tree_pass: TreePass) -> torch.Tensor:
+        found = run(tree_pass)
+        return found if head_rows is None else found[:, head_rows]
+
     with InFloat32() if target.dtype in _HALVES else nullcontext():
         wide = logits(eager)
-    errors = [float((logits(one) - wide).square().mean().sqrt()) for one in (run, eager)]
+    errors = [float((logits(one) - wide).square().mean().sqrt()) for one in (tried, eager)]
     if not errors[0] <= _NOISE * errors[1] + _NEAR * float(wide.std()):
         raise CapabilityError(
             f"logits of {type(target.model).__name__} with {what} are off by {errors[0]:.3g} where the "
-            f"model's own code rounds by {errors[1]:.3g}; load it with compile=False"
+            f"model's own code rounds by {errors[1]:.3g}"
         )
 
 

@@ -8,6 +8,7 @@ requests, and there is nothing to restore after an error.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -49,17 +50,32 @@ class SkipViews:
         return view
 
     def _build(self, skip_set: SkipSet) -> PreTrainedModel:
-        view = twin = _twin(self._model)
-        for name in self._place.split("."):
-            child = _twin(twin._modules[name])
-            twin._modules[name] = child
-            twin = child
+        view = _twin(self._model)
+        twin = _twins_on_the_way(view, self._place.split("."))
         for index in {*skip_set.attention, *skip_set.mlp}:
             name = str(index)
             twin._modules[name] = _without(
                 twin._modules[name], index in skip_set.attention, index in skip_set.mlp
             )
         return view
+
+
+def with_module(model: PreTrainedModel, old: nn.Module, new: nn.Module) -> PreTrainedModel:
+    """A view of a model that has another module in one place."""
+    names = [name for name, module in model.named_modules() if module is old]
+    view = _twin(model)
+    *way, last = names[0].split(".")
+    _twins_on_the_way(view, way)._modules[last] = new
+    return view
+
+
+def _twins_on_the_way(view: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Exchange what lies on the way from a view to one of its modules by twins; returns the last of them."""
+    for name in names:
+        child = _twin(view._modules[name])
+        view._modules[name] = child
+        view = child
+    return view
 
 
 def _without(layer: nn.Module | None, attention: bool, mlp: bool) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,8 +161,8 @@ class TargetModel:
             dtype = self.cache_shape.dtype
             self._masks = MaskBuilder(self.windows, self._groups, dtype, self.device)
             if test is not None:
-                what = f"{attention!r} attention"
-                test.check(test.eager(self), self.cache_shape, what, self._groups)
+                make, what = partial(test.eager, self), f"{attention!r} attention"
+                test.check(make, self.cache_shape, what, self._groups)
         return test
 
     @property
@@ -192,7 +192,7 @@ class TargetModel:
         if proof is not None and isinstance(self._compiled, NativeForward):
             self._has_stable_bits = proof.has_stable_bits
         elif self._compiled is not None and self._compiled.has_own_operators:
-            self._has_stable_bits = prove_stable_bits(self)
+            self._has_stable_bits = prove_stable_bits(self, test.skip_set if test else None)
 
     def check_unchanged(self) -> None:
         """Before requests begin: see to what was done to the model since it was loaded.

@@ -1,7 +1,8 @@
-"""Memory of weights that were packed: it is read again only by the model's own code."""
+"""Memory of weights that were packed: it is read again only by the model's own code. And memory that is free."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -19,3 +20,10 @@ def page_out(tensor: torch.Tensor) -> None:
     length = (tensor.data_ptr() + tensor.nbytes - begin) // _PAGE * _PAGE
     if length > 0 and tensor.is_contiguous():
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _PAGE_OUT)
+
+
+def give_back_free_memory() -> None:
+    """Return what was freed to the system, where the C library can (glibc)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -60,7 +60,7 @@ class PackedWeight:
                     self.data.data_ptr(),
                 )
                 first += rows
-            page_out(weight)
+                page_out(read)
         self.bias: torch.Tensor | None = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
