@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_compiler_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path:
     path.write_text("#!/no/such/interpreter\n")
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
-    with pytest.raises(NoCompiler, match="broken cannot be started"):
+    with pytest.raises(NoCompiler, match="broken refuses"):
         built("forward.cpp")
 
 
@@ -197,6 +198,28 @@ def test_a_model_loads_without_the_library(
         model = TargetModel(copy.deepcopy(stock_model("llama", "fp32")), compile="auto")
     assert not model.is_compiled
     assert any("cannot be loaded" in record.getMessage() for record in caplog.records)
+
+
+def test_a_process_that_ends_leaves_the_compiler_at_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Short runs would otherwise begin anew each time, and never have it."""
+    text = 'while [ "$1" != -o ]; do shift; done\nsleep 1\nprintf whole > "$2"'
+    monkeypatch.setenv("CXX", program(tmp_path / "slow", text))
+    monkeypatch.setenv("DRAFTLESS_CACHE", str(tmp_path / "cache"))
+    code = (
+        "import time\nfrom draftless.engine.build import begin_building\n"
+        "begin_building()\ntime.sleep(0.3)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    folder = tmp_path / "cache" / "native"
+    deadline = time.monotonic() + 20
+    while not (found := [*folder.glob("*.so")]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [one.read_text() for one in found] == ["whole"]
+    while len([*folder.iterdir()]) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [*folder.iterdir()] == found
 
 
 def test_two_processes_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

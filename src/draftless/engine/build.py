@@ -102,19 +102,26 @@ def compiler() -> str | None:
     return next((path for path in map(shutil.which, filter(None, names)) if path), None)
 
 
+# A process may end while this runs, and its next start finds what came out; a name appears with a whole file.
+_COMPILE = """
+folder=$1 file=$2; shift 2
+"$@" && mv "$folder/library.so" "$file"
+code=$?; rm -rf "$folder"; exit $code
+"""
+
+
 def _compile(command: Sequence[str], flags: Sequence[str], source: str, file: Path) -> Path:
-    """Compile beside the wanted place and rename, so that no process meets half of a file."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        text, out = Path(folder, "source.cpp"), Path(folder, "library.so")
-        text.write_text(source, encoding="utf-8")
-        whole = [*command, str(text), "-o", str(out), *flags]
-        try:
-            done = subprocess.run(whole, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise NoCompiler(f"{command[0]} cannot be started: {error}") from error
-        if done.returncode:
-            raise NoCompiler(f"{command[0]} refuses {file.stem}: {done.stderr.strip()[:400]}")
-        out.replace(file)
+    """Compile beside the wanted place and rename, in a process that outlives this one."""
+    folder = Path(tempfile.mkdtemp(dir=file.parent))
+    text, out = folder / "source.cpp", folder / "library.so"
+    text.write_text(source, encoding="utf-8")
+    whole = [*command, str(text), "-o", str(out), *flags]
+    done = subprocess.run(
+        ["/bin/sh", "-c", _COMPILE, "sh", str(folder), str(file), *whole],
+        capture_output=True, text=True, check=False, start_new_session=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise NoCompiler(f"{command[0]} refuses {file.stem}: {done.stderr.strip()[:400]}")
     return file
 
 
