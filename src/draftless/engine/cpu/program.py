@@ -10,7 +10,7 @@ import torch
 from draftless.engine.cpu import structures
 from draftless.engine.cpu.library import library, use_threads
 from draftless.engine.cpu.lower import Lowering
-from draftless.engine.cpu.paging import page_out
+from draftless.engine.cpu.paging import page_in, page_out
 from draftless.engine.cpu.schedule import Schedule, TokensStep, base_of, schedule
 from draftless.engine.cpu.values import Attend, Instruct, Linear, NotLowered, Placed, Storage, View
 from draftless.engine.tree_pass import TreePass
@@ -44,9 +44,11 @@ class PackedWeight:
         self.width = sum(len(weight) for weight in weights)
         self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, number))
         first = 0
+        use_threads(torch.get_num_threads())
         for weight in weights:
             parts = weight.split(_PACKED_ROWS)  # type: ignore[no-untyped-call]
             for read in parts:  # a copy in another form is never a whole one
+                page_in(read)
                 part = read.to(dtype)
                 part = part if part.stride(1) == 1 else part.contiguous()
                 rows, inputs = part.shape

@@ -164,7 +164,15 @@ int64_t bytes_of_packed(int64_t width, int64_t in, int32_t dtype) {
 
 void pack_weight(const void* weight, int64_t rows, int64_t in, int64_t stride, int32_t dtype, int64_t first_output,
                  void* packed) {
-  pack(weight, rows, in, stride, static_cast<DType>(dtype), first_output, packed);
+  const std::lock_guard<std::mutex> lock(one_pass);
+  const auto type = static_cast<DType>(dtype);
+  const int64_t outputs = block_outputs(type), before = first_output % outputs;
+  const int64_t blocks = (before + rows + outputs - 1) / outputs;
+  pool().run(blocks, std::max<int64_t>(1, blocks / (4 * pool().threads())), [&](int64_t begin, int64_t end) {
+    const int64_t first = std::max<int64_t>(0, begin * outputs - before), last = std::min(rows, end * outputs - before);
+    const char* from = static_cast<const char*>(weight) + first * stride * size_of(type);
+    pack(from, last - first, in, stride, type, first_output + first, packed);
+  });
 }
 
 void* new_program(int32_t dtype, int64_t bytes_per_token, const Step* steps, int64_t count) {
