@@ -12,6 +12,7 @@ from typing import Any
 from draftless.engine.latency import prices_of
 from draftless.engine.target import TargetModel
 from draftless.errors import ConfigError, DraftlessError
+from draftless.prices import PriceList
 from draftless.types import Drafter
 
 DRAFTERS = {
@@ -28,6 +29,10 @@ DRAFTERS = {
 NEED_CHECKPOINT = ("sdsat", "layer-skip", "knn-ssd")
 """Drafters that need something of their own in the checkpoint: adaptive tokens, a skip set, anchors.
 The others work with any model."""
+
+_BUDGETS = (4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80)
+_LITTLE_MORE = 1.25  # times a pass over one node
+_CONTEXT = 512  # cached tokens
 
 
 def make_drafter(name: str, options: Mapping[str, Any] | None = None) -> Drafter:
@@ -81,14 +86,13 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 def default_options(name: str, target: TargetModel, given: Collection[str] = ()) -> dict[str, Any]:
     """Options that depend on the machine and the model rather than on the method, but for `given`.
 
-    A budget stands for a tree that nobody priced. Eager on a CPU a pass over 16 nodes costs little more
-    than one over a single one, and 70 cost two; compiled, where arithmetic limits, 16 cost three times
-    one (`benchmarks/README.md`), and a smaller budget or `auto`, which asks the price list, is faster.
+    A budget is as many nodes as cost little more than one, by the price list of the machine: where memory
+    limits a pass that is a large tree, where arithmetic does a small one.
     """
     if name not in DRAFTERS:
         return {}
     wanted: dict[str, Callable[[], Any]] = {
-        "budget": lambda: 16 if target.device.type == "cpu" else 70,
+        "budget": lambda: _budget(prices_of(target)),
         "vocab_size": lambda: target.vocab_size,
         "num_layers": lambda: target.num_layers,
         "model_fingerprint": lambda: target.fingerprint(),
@@ -97,6 +101,12 @@ def default_options(name: str, target: TargetModel, given: Collection[str] = ())
     known = inspect.signature(_factory(name)).parameters
     # What is given is not looked up: prices would be measured for nothing.
     return {key: value() for key, value in wanted.items() if key in known and key not in given}
+
+
+def _budget(prices: PriceList) -> int:
+    one = prices.forward_s(1, _CONTEXT, 1)
+    fits = [n for n in _BUDGETS if prices.forward_s(n, _CONTEXT, 1) <= _LITTLE_MORE * one]
+    return max(fits, default=_BUDGETS[0])
 
 
 def _factory(name: str) -> Any:
