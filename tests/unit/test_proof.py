@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.models import stock_model
 
 from draftless import engine
 from draftless.engine.target import TargetModel
 from draftless.errors import CapabilityError
 from draftless.layout import chain_parents, tree_layout
+from support.models import stock_model
 
 pytestmark = pytest.mark.usefixtures("proofs")
 NATIVE: dict[str, Any] = {"compile": True}

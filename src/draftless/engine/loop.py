@@ -18,6 +18,7 @@ from draftless.engine.processors import check_token_ids
 from draftless.engine.sampling import TokenSampler, fetch
 from draftless.engine.stops import StopChecker
 from draftless.engine.target import TargetModel
+from draftless.engine.threads import torch_on_one_thread
 from draftless.engine.tree import prune, select
 from draftless.engine.verify import walk
 from draftless.errors import ConfigError, InputError
@@ -110,10 +111,10 @@ def decode(
     """
     target.check_unchanged()
     active = list(requests)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch_on_one_thread(target.has_own_threads):
         cache = _prefill(target, drafter, active)
     while active:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_on_one_thread(target.has_own_threads):
             records = _step(target, drafter, cache, active)
         finished = [i for i, record in enumerate(records) if record.verdict.finish_reason]
         yield from zip(list(active), records, strict=True)

@@ -70,6 +70,7 @@ class TargetModel:
         max_positions: largest number of tokens in a row, or None.
         device: where the weights are.
         is_strict: the logits after a path are the same bits in every tree.
+        has_own_threads: passes are native ones, which do not run on torch's threads.
         input_only_ids: ids that are fed and never emitted (SDSAT's adaptive tokens): `forward`
             gives them the logit -inf, so no drafter and no sampler ever sees them.
         first_emitted_id: the lowest id that is none of them.
@@ -115,7 +116,7 @@ class TargetModel:
         self.input_only_ids: tuple[int, ...] = ()  # the tests below look at every logit
         self._compiled: NativeForward | CompiledForward | None = None
         self._how = compile
-        self.is_strict = self._has_stable_bits = False
+        self.is_strict = self._has_stable_bits = self.has_own_threads = False
         self._stock_attention = model.config._attn_implementation
         try:
             self._prepare(attention, strict, source, on_progress)
@@ -139,7 +140,7 @@ class TargetModel:
             self._make_fast(test, proof)
         if strict:
             self._make_strict()
-        if proof is None and isinstance(self._compiled, NativeForward):
+        if proof is None and self.has_own_threads:
             file.write(Proof(self.windows, self.cache_shape, self._has_stable_bits))
 
     def _test_structure(
@@ -184,12 +185,13 @@ class TargetModel:
 
     def _make_fast(self, test: SelfTest | None, proof: Proof | None = None) -> None:
         self._compiled = fast_pass(self, test, self._how)
-        if isinstance(self._compiled, NativeForward):
+        self.has_own_threads = isinstance(self._compiled, NativeForward)
+        if self.has_own_threads:
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
             cache, root = self.make_cache(1, 1), tree_layout((-1,))
             with torch.inference_mode():
                 choose_threads(lambda: self.forward(cache, [[0]], [root]))
-        if proof is not None and isinstance(self._compiled, NativeForward):
+        if proof is not None and self.has_own_threads:
             self._has_stable_bits = proof.has_stable_bits
         elif self._compiled is not None and self._compiled.has_own_operators:
             self._has_stable_bits = prove_stable_bits(self, test.skip_set if test else None)
@@ -221,10 +223,9 @@ class TargetModel:
 
     def compile_view(self, skip_set: SkipSet) -> None:
         """Compile the passes that leave out `skip_set`, too; without a compiled target, nothing."""
-        if self._compiled is None:
-            return
         try:
-            self._compiled.prepare(skip_set)
+            if self._compiled is not None:
+                self._compiled.prepare(skip_set)
         except Exception as error:  # noqa: BLE001 - as for the whole model
             warn_of("a view of it without some layers", error)
 

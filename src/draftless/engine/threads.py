@@ -1,11 +1,12 @@
-"""How many threads passes on the CPU run on, where nobody said it."""
+"""How many threads passes on the CPU run on."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,6 +14,8 @@ _ROUNDS = 5
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _DEFAULT = torch.get_num_threads()
 _is_settled = any(os.environ.get(name) for name in _VARIABLES)
+
+_of_passes: int | None = None
 
 log = logging.getLogger("draftless")
 
@@ -48,3 +51,29 @@ def choose_threads(run: Callable[[], object]) -> None:
             best[count] = min(best[count], time.perf_counter() - begin)
     use_threads(min(best, key=lambda count: best[count]))
     log.info("%d threads, by measurement: %s", torch.get_num_threads(), best)
+
+
+@contextmanager
+def torch_on_one_thread(is_wanted: bool = True) -> Iterator[None]:
+    """What torch computes between native passes, on one thread; the passes keep theirs.
+
+    Torch's other threads spin for milliseconds after each operator, on the processors that the next pass needs: that
+    made passes of sampled text 30 % slower (`docs/log.md`).
+    """
+    global _of_passes
+    count = torch.get_num_threads()
+    if not is_wanted or count == 1:
+        yield
+        return
+    _of_passes = count
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+        _of_passes = None
+
+
+def threads_of_passes() -> int:
+    """Of native passes: as many as torch has, or had before `torch_on_one_thread`."""
+    return _of_passes or torch.get_num_threads()

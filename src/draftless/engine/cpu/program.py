@@ -13,6 +13,7 @@ from draftless.engine.cpu.lower import Lowering
 from draftless.engine.cpu.paging import page_in, page_out
 from draftless.engine.cpu.schedule import Schedule, TokensStep, base_of, schedule
 from draftless.engine.cpu.values import Attend, Instruct, Linear, NotLowered, Placed, Storage, View
+from draftless.engine.threads import threads_of_passes
 from draftless.engine.tree_pass import TreePass
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -44,7 +45,7 @@ class PackedWeight:
         self.width = sum(len(weight) for weight in weights)
         self.data = allocate(library().bytes_of_packed(self.width, self.num_inputs, number))
         first = 0
-        use_threads(torch.get_num_threads())
+        use_threads(threads_of_passes())
         for weight in weights:
             parts = weight.split(_PACKED_ROWS)  # type: ignore[no-untyped-call]
             for read in parts:  # a copy in another form is never a whole one
@@ -106,7 +107,7 @@ class Program:
 
     def __call__(self, tree_pass: TreePass) -> torch.Tensor:  # [R*W, width]
         """One forward pass. What it returns is fresh memory."""
-        use_threads(torch.get_num_threads())
+        use_threads(threads_of_passes())
         width, lengths = tree_pass.width, tree_pass.lengths
         ids: list[int] = []
         parents: list[int] = []
