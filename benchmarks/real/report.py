@@ -4,7 +4,7 @@
     PYTHONPATH=benchmarks python -m real.report --pages [--check]              # tables of the pages
 
 A table of a page stands between `<!-- real: TABLE MODEL SUITE -->` and `<!-- /real -->`; TABLE is
-`main` (all methods) or `categories` (`auto`). The numbers come from `benchmarks/results/real/`.
+`main` (all methods), `short` (the same in one table) or `categories` (`auto`). The numbers come from `benchmarks/results/real/`.
 """
 
 from __future__ import annotations
@@ -287,6 +287,27 @@ def category_table(result: Mapping[str, Any], suite: str, method: str = "auto") 
     return f"{markdown(Table(headings, tuple(lines)))}\n\n{provenance_line(result)}"
 
 
+def short_table(result: Mapping[str, Any], suite: str) -> str:
+    """All methods of a suite in one table: greedy numbers, and the speed-up of every sampling."""
+    cells = cells_of(result, suite=suite, category=ALL)
+    samplings = list(dict.fromkeys(cell["sampling"] for cell in cells))
+    lines = []
+    for method in dict.fromkeys(cell["method"] for cell in cells):
+        own = {cell["sampling"]: cell for cell in cells if cell["method"] == method}
+        greedy = own.get(GREEDY)
+        lines.append(
+            (
+                f"`{method}`",
+                f"{greedy['tokens_per_second']:.0f}" if greedy else "-",
+                f"{greedy['acceptance_length']:.2f}" if greedy else "-",
+                *(_times(own[one]) if one in own else "-" for one in samplings),
+            )
+        )
+    headings = ("method", "tokens/s", "tokens per step", *samplings)
+    title = f"**{result['model']}, {suite}, {cells[0]['questions']} questions**"
+    return "\n\n".join([title, markdown(Table(headings, tuple(lines))), provenance_line(result)])
+
+
 def _times(cell: Mapping[str, Any]) -> str:
     if cell["speed_up"] is None:
         return "-"
@@ -305,7 +326,7 @@ def provenance_line(result: Mapping[str, Any]) -> str:
     )
 
 
-TABLES = {"main": main_table, "categories": category_table}
+TABLES = {"main": main_table, "categories": category_table, "short": short_table}
 
 
 def rendered(text: str, results: Path) -> str:

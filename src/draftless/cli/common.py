@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True, highlight=False)
 """Progress, summaries and errors; standard output belongs to the result."""
 
-SILENT_S = 2.0
-"""Seconds that a phase may last without a line where standard error is no terminal."""
+SILENT_S = 1.2
+"""Seconds without a line, at most, where standard error is no terminal: imports hold up the clock, too."""
 
 
 def progress_bar() -> Progress:
@@ -31,14 +32,13 @@ def progress_bar() -> Progress:
 def phases(first: str) -> Iterator[Callable[[str], None]]:
     """Show what is going on; call what is yielded with a short phrase when something else begins.
 
-    A status line that vanishes on a terminal; elsewhere a line for each phase that lasts.
+    A status line that vanishes on a terminal; elsewhere a line from time to time.
     """
     if stderr.is_terminal:
         with stderr.status(Text(f"{first} ...")) as status:
             yield lambda phrase: status.update(Text(f"{phrase} ..."))
         return
-    slow = _SlowPhases()
-    slow.begin(first)
+    slow = _SlowPhases(first)
     try:
         yield slow.begin
     finally:
@@ -46,21 +46,26 @@ def phases(first: str) -> Iterator[Callable[[str], None]]:
 
 
 class _SlowPhases:
-    """Prints a phase that is not over after `SILENT_S`."""
+    """Prints what is going on every `SILENT_S`, with the seconds since the begin of a phase that was printed before."""
 
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
+    def __init__(self, first: str) -> None:
+        self._is_over = threading.Event()
+        self.begin(first)
+        threading.Thread(target=self._print, daemon=True, name="phases").start()
 
     def begin(self, phrase: str) -> None:
-        self.end()
-        text = Text(f"{phrase} ...", style="dim")
-        self._timer = threading.Timer(SILENT_S, stderr.print, [text], {"soft_wrap": True})
-        self._timer.daemon = True
-        self._timer.start()
+        self._now = (phrase, time.monotonic())
 
     def end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._is_over.set()
+
+    def _print(self) -> None:
+        printed = ""
+        while not self._is_over.wait(SILENT_S):
+            phrase, since = self._now
+            seconds = f" {time.monotonic() - since:.0f} s" if phrase == printed else ""
+            stderr.print(Text(f"{phrase} ...{seconds}", style="dim"), soft_wrap=True)
+            printed = phrase
 
 
 def note(text: str) -> None:
