@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.gguf import write_tiny_gguf
 from typer.main import get_command
 
 from draftless import cli
+from support.gguf import write_tiny_gguf
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
