@@ -13,7 +13,7 @@ import torch
 
 from draftless.drafters.best_first import DOUBT
 from draftless.drafters.guesses import Guesses, PythonGuesses
-from draftless.drafters.native_guesses import NativeGuesses, is_native, native_successors
+from draftless.drafters.native_guesses import NativeGuesses, _constants, native_successors
 from draftless.drafters.priors import COUPLED_WEIGHTS, GREEDY_WEIGHTS
 from draftless.drafters.successors import Successors
 from draftless.engine import native
@@ -25,7 +25,7 @@ from draftless.params import SamplingParams
 from draftless.types import DraftTree, Row, StepRecord, Verdict
 
 pytestmark = pytest.mark.skipif(
-    not (native.load("draws") and is_native()),
+    not (native.load("draws") and native.load("guesses", _constants())),
     reason="no compiler here",
 )
 
