@@ -6,9 +6,11 @@ import copy
 import gc
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from draftless.drafters.ngram import NullDrafter
 from draftless.drafters.registry import DRAFTERS, default_options, make_drafter
@@ -105,15 +107,17 @@ def test_a_budget_is_what_costs_little_more_than_one_node(
     points = {(width, 512, 1): free + of_a_token * width for width in (1, 2, 64, 128)}
     prices = PriceList.from_points(points)
     monkeypatch.setattr("draftless.drafters.registry.prices_of", lambda _: prices)
-    assert default_options("tr-jacobi", target("llama"))["budget"] == budget
+    assert default_options("recycling", target("llama"))["budget"] == budget
 
 
 def test_default_options_fit_every_drafter() -> None:
     for name in DRAFTERS:
         registered(name)
     on_cpu = target("llama")
-    assert set(default_options("tr-jacobi", on_cpu)) == {"budget", "vocab_size"}
+    assert default_options("tr-jacobi", on_cpu) == {"budget": 16, "vocab_size": VOCAB_SIZE}
     assert default_options("tr-jacobi", on_cpu, {"budget"}) == {"vocab_size": VOCAB_SIZE}
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), vocab_size=VOCAB_SIZE)
+    assert default_options("tr-jacobi", on_gpu)["budget"] == 70
     assert default_options("unknown", on_cpu) == {}
     layers = {"num_layers": 2, "model_fingerprint": on_cpu.fingerprint()}
     assert default_options("knn-ssd", on_cpu) == layers

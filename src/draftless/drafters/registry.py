@@ -12,7 +12,6 @@ from typing import Any
 from draftless.engine.latency import prices_of
 from draftless.engine.target import TargetModel
 from draftless.errors import ConfigError, DraftlessError
-from draftless.prices import PriceList
 from draftless.types import Drafter
 
 DRAFTERS = {
@@ -86,13 +85,14 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 def default_options(name: str, target: TargetModel, given: Collection[str] = ()) -> dict[str, Any]:
     """Options that depend on the machine and the model rather than on the method, but for `given`.
 
-    A budget is as many nodes as cost little more than one, by the price list of the machine: where memory
-    limits a pass that is a large tree, where arithmetic does a small one.
+    A budget of `recycling` is as many nodes as cost little more than one, by the price list of the machine.
+    A trained drafter's guesses are worth more: 16 nodes on a CPU, where an eager pass over them costs little
+    more than one, and 70 on a GPU, where they cost two (`benchmarks/README.md`); `auto` asks the price list.
     """
     if name not in DRAFTERS:
         return {}
     wanted: dict[str, Callable[[], Any]] = {
-        "budget": lambda: _budget(prices_of(target)),
+        "budget": lambda: _budget(name, target),
         "vocab_size": lambda: target.vocab_size,
         "num_layers": lambda: target.num_layers,
         "model_fingerprint": lambda: target.fingerprint(),
@@ -103,9 +103,12 @@ def default_options(name: str, target: TargetModel, given: Collection[str] = ())
     return {key: value() for key, value in wanted.items() if key in known and key not in given}
 
 
-def _budget(prices: PriceList) -> int:
-    one = prices.forward_s(1, _CONTEXT, 1)
-    fits = [n for n in _BUDGETS if prices.forward_s(n, _CONTEXT, 1) <= _LITTLE_MORE * one]
+def _budget(name: str, target: TargetModel) -> int:
+    if name != "recycling":
+        return 16 if target.device.type == "cpu" else 70
+    prices = prices_of(target)
+    most = _LITTLE_MORE * prices.forward_s(1, _CONTEXT, 1)
+    fits = [n for n in _BUDGETS if prices.forward_s(n, _CONTEXT, 1) <= most]
     return max(fits, default=_BUDGETS[0])
 
 

@@ -24,8 +24,9 @@ from draftless.engine.cpu.forward import NativeForward, states_in_float32
 from draftless.engine.cpu.paging import give_back_free_memory
 from draftless.engine.cpu.values import NotLowered
 from draftless.engine.precision import InFloat32
-from draftless.engine.self_test import SelfTest, check_stable_bits
+from draftless.engine.self_test import SelfTest
 from draftless.engine.shapes_alone import ShapesAlone
+from draftless.engine.stable_bits import check_stable_bits
 from draftless.engine.tree_pass import TreePass
 from draftless.errors import ArtifactError, CapabilityError, ConfigError, DraftlessError
 from draftless.layout import chain_parents, tree_layout

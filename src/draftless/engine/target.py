@@ -41,8 +41,9 @@ from draftless.engine.masks import MaskBuilder
 from draftless.engine.native import is_loaded
 from draftless.engine.prefill import Prefill
 from draftless.engine.proof import Proof, ProofFile
-from draftless.engine.self_test import SelfTest, check_stable_bits
+from draftless.engine.self_test import SelfTest
 from draftless.engine.skip_view import SkipViews
+from draftless.engine.stable_bits import check_stable_bits
 from draftless.engine.threads import choose_threads
 from draftless.engine.tree_pass import TreePass
 from draftless.engine.watch import Watch
@@ -91,10 +92,9 @@ class TargetModel:
 
         Our attention stays set on the model; everything else of `transformers` keeps working on it.
         `compile` chooses the forward pass (`load.fast_pass`); where `True` can have no other than the
-        model's own code, a warning says why. With `strict`, the logits after a path are the same bits in
-        every tree, also where that costs time (`compiled/strict.py`). `on_progress` is told what begins.
-        `source` is the checkpoint that the model was loaded from just now: what was proved of it on this
-        machine before is not tested again (`proof.py`).
+        model's own code, a warning says why. `strict`: batch-invariant also where that costs time
+        (`compiled/strict.py`). `on_progress` is told what begins. `source` is the checkpoint that the model
+        was loaded from just now: what was proved of it here before is not tested again (`proof.py`).
 
         Raises:
             CapabilityError: if exact tree decoding cannot work with this model, or `strict` not here.
@@ -177,9 +177,8 @@ class TargetModel:
     @property
     def is_reproducible(self) -> bool:
         """Whether the ids depend on nothing but weights, prompt, parameters and seed.
-
-        In half precision that needs passes whose bits do not depend on their width. In float32 such a
-        difference is a millionth of what separates two tokens, and none was ever seen.
+        In half precision that needs passes whose bits do not depend on their width. In float32 no such
+        difference was ever seen in ids.
         """
         return self.dtype not in _HALVES or self._has_stable_bits or self.is_strict
 
@@ -188,13 +187,16 @@ class TargetModel:
         self.has_own_threads = isinstance(self._compiled, NativeForward)
         if self.has_own_threads:
             is_loaded("draws")  # top-k and keyed draws; torch takes over until it is
-            cache, root = self.make_cache(1, 1), tree_layout((-1,))
-            with torch.inference_mode():
-                choose_threads(lambda: self.forward(cache, [[0]], [root]))
+            choose_threads(self._one_token)
         if proof is not None and self.has_own_threads:
             self._has_stable_bits = proof.has_stable_bits
         elif self._compiled is not None and self._compiled.has_own_operators:
-            self._has_stable_bits = prove_stable_bits(self, test.skip_set if test else None)
+            few = test.skip_set if test and self.has_own_threads else None
+            self._has_stable_bits = prove_stable_bits(self, few)
+
+    @torch.inference_mode()
+    def _one_token(self) -> None:
+        self.forward(self.make_cache(1, 1), [[0]], [tree_layout((-1,))])
 
     def check_unchanged(self) -> None:
         """Before requests begin: see to what was done to the model since it was loaded.
@@ -202,7 +204,7 @@ class TargetModel:
         New weights are tested and packed anew.
 
         Raises:
-            CapabilityError: its attention, dtype or device are other ones now, or it is in training mode.
+            CapabilityError: its attention, dtype or device changed, or it is in training mode.
         """
         self._watch.check()
         if self._watch.has_new_weights() and self._compiled is not None:
@@ -222,7 +224,7 @@ class TargetModel:
         return self._compiled is not None
 
     def compile_view(self, skip_set: SkipSet) -> None:
-        """Compile the passes that leave out `skip_set`, too; without a compiled target, nothing."""
+        """Compile the passes that leave out `skip_set`, too, if passes are compiled."""
         try:
             if self._compiled is not None:
                 self._compiled.prepare(skip_set)
@@ -254,7 +256,6 @@ class TargetModel:
         **hub_options: Any,
     ) -> TargetModel:
         """Load a checkpoint folder, hub id or GGUF file; with `int8` its weights are rounded (`int8.py`).
-
         `hub_options` (`revision`, `token`, ...) go to `transformers` as they are.
 
         Raises:
@@ -327,8 +328,7 @@ class TargetModel:
             skip_set: sub-layers to leave out; None is the target itself.
 
         Returns:
-            Per row `[N, V]` logits of its tree's nodes in the model's dtype; the ids that are input
-            only have -inf.
+            Per row `[N, V]` logits of its nodes in the model's dtype; ids for input only have -inf.
 
         Raises:
             CapabilityError: the model's sub-layers cannot be skipped.
