@@ -40,8 +40,8 @@ DEMO_MODEL ?= smollm2-135m
 demo: $(VENV)/.core ## chat answers of a real model (fetched once, 93 MB), plainly and with every drafter
 	@[ "$(DEMO_MODEL)" != smollm2-135m ] || [ -e models/smollm2-135m ] || { \
 		echo "Fetching SmolLM2-135M-Instruct (once; 93 MB) into models/"; \
-		HF_HUB_OFFLINE=1 $(BIN)/python recipes/real_models.py smollm2-135m models/smollm2-135m \
-			--keep-gguf models/gguf/smollm2-135m.gguf >/dev/null 2>&1 || true; }
+		said=$$(HF_HUB_OFFLINE=1 $(BIN)/python recipes/real_models.py smollm2-135m models/smollm2-135m \
+			--keep-gguf models/gguf/smollm2-135m.gguf 2>&1) || echo "$$said" | tail -n 1; }
 	@DEMO_MODEL=$(DEMO_MODEL) $(BIN)/draftless demo
 
 test: $(VENV)/.dev ## the tests; under 10 minutes on 2 cores

@@ -63,12 +63,13 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
             Draftless.from_pretrained(name)
 
 
-def test_without_the_package_the_error_names_the_extra(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("missing", ["gguf", "accelerate"])
+def test_without_a_package_the_error_names_the_extra(
+    missing: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "draftless.checkpoint.gguf.find_spec", lambda name: None if name == "gguf" else find(name)
+        "draftless.checkpoint.gguf.find_spec", lambda name: None if name == missing else find(name)
     )
     with pytest.raises(ArtifactError, match=r"pip install 'draftless\[gguf\]'"):
         Draftless.from_pretrained(folder / "model.gguf")

@@ -33,9 +33,9 @@ def source_keywords(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ArtifactError(f"there is no file {str(path)!r}")
-    if find_spec("gguf") is None:
+    if any(find_spec(name) is None for name in ("gguf", "accelerate")):
         raise ArtifactError(
-            f"{str(path)!r} is a GGUF file, and the package that reads it is not installed; "
+            f"{str(path)!r} is a GGUF file, and a package that reads it is not installed; "
             "pip install 'draftless[gguf]'"
         )
     return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
