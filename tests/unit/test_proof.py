@@ -30,10 +30,11 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refuse_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise BeganToTest
 
     monkeypatch.setattr(engine.target, "SelfTest", refuse)
+    monkeypatch.setattr(engine.cpu.forward, "refuse_other_passes", refuse)
 
 
 def logits(target: TargetModel) -> torch.Tensor:

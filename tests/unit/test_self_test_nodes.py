@@ -74,12 +74,17 @@ def one_visible(node: int, seen: int, kinds: Sequence[str] | None = None) -> Ite
         yield
 
 
+def tried(family: str, has_outliers: bool) -> tuple[TargetModel, SelfTest]:
+    """A loaded model and a test of it, which has to be made before."""
+    model = model_of(family, has_outliers)
+    test = SelfTest(model)
+    return TargetModel(model), test
+
+
 @pytest.mark.parametrize(("family", "has_outliers"), CASES)
 @torch.inference_mode()
 def test_one_visible_sibling_at_any_node_is_found(family: str, has_outliers: bool) -> None:
-    model = model_of(family, has_outliers)
-    test = SelfTest(model)
-    target = TargetModel(model)
+    target, test = tried(family, has_outliers)
     groups = target._groups
     check = partial(test.check, partial(test.eager, target), target.cache_shape, "ours", groups)
     check()
@@ -115,9 +120,7 @@ def below_its_sibling(layout: TreeLayout, node: int) -> TreeLayout:
 @torch.inference_mode()
 def test_one_visible_sibling_in_the_native_pass_is_found(family: str, has_outliers: bool) -> None:
     """Which sees what the parents tell: a node there stands below its sibling."""
-    model = model_of(family, has_outliers)
-    test = SelfTest(model)
-    target = TargetModel(model)
+    target, test = tried(family, has_outliers)
     kinds = list(target.windows)
     make = partial(states_in_float32, test.view, kinds, target.num_layers)
     check = partial(test.check, make, target.cache_shape, "native")

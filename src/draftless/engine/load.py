@@ -179,7 +179,7 @@ def _native(target: TargetModel, test: SelfTest | None) -> NativeForward:
     found = NativeForward(target.view_of, kinds, target.num_layers, target.dtype)
     with torch.inference_mode():
         if test is None:
-            found.prepare()
+            found.prepare(is_proved=True)
             return found
         make = partial(states_in_float32, test.view, kinds, target.num_layers)
         test.check(make, target.cache_shape, "the native forward pass", tells_way_out=False)

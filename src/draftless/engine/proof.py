@@ -18,6 +18,7 @@ import transformers
 from draftless.caches import cache_folder
 from draftless.engine.build import processor
 from draftless.engine.cache import CacheShape
+from draftless.jsonl import write_json
 
 _ENGINE = Path(__file__).parent
 
@@ -89,9 +90,7 @@ class ProofFile:
         }
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps(found), encoding="utf-8")
-            part.replace(self._path)
+            write_json(self._path, found)
 
 
 def _files_of(source: str | Path, model: Any) -> list[str] | None:

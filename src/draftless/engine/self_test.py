@@ -86,7 +86,7 @@ class SelfTest:
         self._is_half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
         head = model.get_output_embeddings()
         self._vocab_size: int = head.weight.shape[0]
-        self._tokens = _tokens(self._vocab_size)
+        self._tokens = tried_tokens(self._vocab_size, _NUM_TOKENS)
         self.skip_set, view = _few_layers(model, self._config)
         self.head_rows = _rows_of(view, head)
         self._head, self.view = _with_part_of_head(view, head, self.head_rows)
@@ -265,11 +265,9 @@ def _window(config: Any, window: int) -> Iterator[None]:
         config.sliding_window = own
 
 
-def _tokens(vocab_size: int) -> list[int]:
+def tried_tokens(vocab_size: int, count: int) -> list[int]:
     """Ids from all of the vocabulary."""
-    return [
-        (7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_NUM_TOKENS)
-    ]
+    return [(7919 * index * index + 104729 * index + 1) % vocab_size for index in range(count)]
 
 
 @contextmanager

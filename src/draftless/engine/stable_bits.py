@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from draftless.engine.cache import KVCache
+from draftless.engine.self_test import tried_tokens
 from draftless.errors import CapabilityError
 from draftless.layout import tree_layout
 from draftless.skip_set import SkipSet
@@ -33,7 +34,7 @@ def check_stable_bits(target: TargetModel, skip_set: SkipSet | None = None) -> N
     Raises:
         CapabilityError: it does not: products or sums depend on what else is in a pass.
     """
-    tokens = _tokens(target.vocab_size)
+    tokens = tried_tokens(target.vocab_size, _PATH)
     most = min(_MOST_CACHED, (target.max_positions or 10**9) - _PATH)
     own, other = [max(0, most - _FEWER)], max(0, most)
     cache = _with_noise(target, own, other, len(tokens))
@@ -63,10 +64,6 @@ def check_stable_bits(target: TargetModel, skip_set: SkipSet | None = None) -> N
                     f"{type(target.model).__name__} in {target.model.dtype} gives other bits in a pass of "
                     f"{len(ids)} tokens than in one of one"
                 )
-
-
-def _tokens(vocab_size: int) -> list[int]:
-    return [(7919 * index * index + 104729 * index + 1) % vocab_size for index in range(_PATH)]
 
 
 def _with_noise(target: TargetModel, lengths: Sequence[int], most: int, num_more: int) -> KVCache:

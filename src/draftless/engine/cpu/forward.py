@@ -68,8 +68,12 @@ class NativeForward:
         """Memory of the packed weights, which exist once for all skip sets."""
         return sum(packed.data.nbytes for packed in self._packed.values())
 
-    def prepare(self, skip_set: SkipSet | None = None) -> None:
+    def prepare(self, skip_set: SkipSet | None = None, *, is_proved: bool = False) -> None:
         """Record and lower the passes that leave out `skip_set`; a second time costs nothing.
+
+        Args:
+            skip_set: None is the whole model.
+            is_proved: that its passes do not depend on the number of tokens was shown before.
 
         Raises:
             NotLowered: the model computes something that the native pass does not know.
@@ -79,7 +83,7 @@ class NativeForward:
         model = self._view_of(skip_set)
         recording = record(model, self._kinds, self._num_layers, self._dtype)
         lowering = Lowering(recording, self._dtype)
-        if skip_set is None:
+        if skip_set is None and not is_proved:
             other = record(model, self._kinds, self._num_layers, self._dtype, is_other=True)
             refuse_other_passes(lowering, Lowering(other, self._dtype))
         whole = Program(lowering, self._dtype, self._pack, lowering.logits)
