@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 UNTRAINED = [name for name in DRAFTERS if name not in NEED_CHECKPOINT]
 NUM_FP32 = 20
 BATCH = 8
-GREEDY = {"max_new_tokens": 48}
-SAMPLED = {"max_new_tokens": 48, "temperature": 0.8, "seed": 7}
+GREEDY = {"max_new_tokens": 32}
+SAMPLED = {"max_new_tokens": 32, "temperature": 0.8, "seed": 7}
 
 Ids = list[list[int]]
 
@@ -111,7 +111,6 @@ class TestBfloat16:
     def plain(self, model: Draftless, prompts: list[Any], options: dict[str, Any]) -> Ids:
         return ids_of(model, prompts, options)
 
-    # Twice: a second run with what the first has taught the drafter.
     @pytest.mark.parametrize("drafter", ["none", "auto", "prompt-lookup", "recycling"])
     def test_of_the_drafter_and_of_earlier_requests(
         self,
@@ -123,7 +122,8 @@ class TestBfloat16:
     ) -> None:
         drafting = model.with_drafter(drafter)
         assert ids_of(drafting, prompts, options) == plain
-        assert ids_of(drafting, prompts, options) == plain
+        if drafter == "auto":  # again, with what the first run has taught its sources
+            assert ids_of(drafting, prompts, options) == plain
 
     @pytest.mark.parametrize("drafter", ["none", "auto"])
     def test_of_the_batch(

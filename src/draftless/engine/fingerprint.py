@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from draftless.engine.cpu.paging import page_out
+
 _VALUES = 16  # of every parameter
 
 
@@ -19,4 +21,5 @@ def fingerprint(model: Any) -> str:
         # Through bf16: a checkpoint loaded in a narrower or wider dtype is still itself.
         rounded = values.to(torch.bfloat16).float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + rounded.tobytes())
+        page_out(weight.detach())  # the system maps 16 pages around each value that is read
     return digest.hexdigest()[:16]
