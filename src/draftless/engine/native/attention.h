@@ -37,80 +37,32 @@ inline void append(const Attention& of, const States& states, void* cache, int64
 
 namespace attention_detail {
 
-constexpr int64_t kQueries = 32;      // of a KV head at once, so that their scores stay in the cache
-constexpr int64_t kShared = 1 << 15;  // numbers of keys that are worth to share a head between threads
+constexpr int64_t kQueries = 32;  // of a KV head at once, so that their scores stay in the cache
+constexpr int64_t kPacking = 4;   // queries whose scores and values take as long as to pack the keys
 
-// All steps of a part by one thread.
-template <class T>
-void attend_parts(const Attention& of, int64_t parts, int64_t size, Pool& pool) {
-  const int64_t queries = of.pass->width() * (of.heads / of.kv_heads);
-  pool.run(of.pass->rows() * of.kv_heads * parts, 1, [&](int64_t begin, int64_t end) {
-    static thread_local std::vector<float> room;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t first = index % parts * size, head = index / parts;
-      Part<T> part(of, head / of.kv_heads, head % of.kv_heads, first, std::min(size, queries - first));
-      if (room.size() < part.room()) room.resize(part.room());
-      part.scores = room.data();
-      part.score(0, part.key_blocks());
-      for (int64_t i = 0; i < part.count; ++i) part.weigh(i);
-      for (int64_t i = 0; i < part.count; i += kGroup) {
-        part.add(i, std::min<int64_t>(kGroup, part.count - i), 0, of.value_dim);
-      }
-    }
-  });
-}
-
-// Fewer KV heads than make all threads busy: they share each step, scores by keys and values by columns.
-template <class T>
-void attend_steps(const Attention& of, Pool& pool) {
-  constexpr int64_t kBlocks = 256 / Keys<T>::kOutputs, kColumns = 2 * kLanes;
-  const int64_t queries = of.pass->width() * (of.heads / of.kv_heads);
-  static thread_local std::vector<float> room;
-  std::vector<Part<T>> parts;
-  size_t size = 0;
-  int64_t pieces = 0;
-  for (int64_t head = 0; head < of.pass->rows() * of.kv_heads; ++head) {
-    parts.emplace_back(of, head / of.kv_heads, head % of.kv_heads, 0, queries);
-    size += parts.back().room();
-    pieces = std::max(pieces, (parts.back().key_blocks() + kBlocks - 1) / kBlocks);
+// Into how many parts the queries of each head are cut: as few as keep all threads busy, since a part packs all keys.
+inline int64_t parts_of(int64_t queries, int64_t heads, int64_t threads) {
+  const auto cost = [&](int64_t parts) {
+    return (heads * parts + threads - 1) / threads * (kPacking + (queries + parts - 1) / parts);
+  };
+  int64_t best = (queries + kQueries - 1) / kQueries;
+  for (int64_t parts = best + 1; parts <= std::min(queries, 4 * threads); ++parts) {
+    if (cost(parts) < cost(best)) best = parts;
   }
-  if (room.size() < size) room.resize(size);
-  float* scores = room.data();
-  for (auto& part : parts) {
-    part.scores = scores;
-    scores += part.room();
-  }
-  const int64_t num_parts = parts.size(), columns = (of.value_dim + kColumns - 1) / kColumns;
-  pool.run(num_parts * pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const auto& part = parts[index / pieces];
-      const int64_t first = index % pieces * kBlocks;
-      if (first < part.key_blocks()) part.score(first, std::min(first + kBlocks, part.key_blocks()));
-    }
-  });
-  pool.run(num_parts * queries, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) parts[index / queries].weigh(index % queries);
-  });
-  const int64_t groups = (queries + kGroup - 1) / kGroup;
-  pool.run(num_parts * groups * columns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t query = index / columns % groups * kGroup, column = index % columns * kColumns;
-      const int64_t last = std::min(column + kColumns, of.value_dim);
-      parts[index / columns / groups].add(query, std::min<int64_t>(kGroup, queries - query), column, last);
-    }
-  });
+  return best;
 }
 
 template <class T>
 void attend(const Attention& of, Pool& pool) {
   const int64_t queries = of.pass->width() * (of.heads / of.kv_heads), heads = of.pass->rows() * of.kv_heads;
-  const int64_t parts = (queries + kQueries - 1) / kQueries;
-  int64_t work = 0;
-  for (int64_t row = 0; row < of.pass->rows(); ++row) work += of.kv_heads * of.pass->context(row) * of.key_dim;
-  if (parts == 1 && heads < 2 * pool.threads() && heads % pool.threads() != 0 && work >= kShared) {
-    return attend_steps<T>(of, pool);
-  }
-  attend_parts<T>(of, parts, (queries + parts - 1) / parts, pool);
+  const int64_t wanted = parts_of(queries, heads, pool.threads()), size = (queries + wanted - 1) / wanted;
+  const int64_t parts = (queries + size - 1) / size;
+  pool.run(heads * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t first = index % parts * size, head = index / parts;
+      Part<T>(of, head / of.kv_heads, head % of.kv_heads, first, std::min(size, queries - first)).attend();
+    }
+  });
 }
 
 }  // namespace attention_detail

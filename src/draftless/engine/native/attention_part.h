@@ -129,15 +129,8 @@ void add_columns(const T* values, int64_t stride, int64_t count, int64_t columns
 
 // Some queries of one KV head of one row. Queries are counted node by node: those of a node are its heads.
 template <class T>
-struct Part {
-  const Attention& of;
-  int64_t row, kv_head, first, count;  // queries
-  const T *keys, *values;              // of the head
-  std::vector<Run> runs;               // that they see
-  std::vector<int64_t> first_runs;
-  int64_t begin, stride;               // first slot that one of them sees; floats per query in `scores`
-  float* scores;                       // [count, stride]
-
+class Part {
+ public:
   Part(const Attention& attention, int64_t row_, int64_t kv_head_, int64_t first_, int64_t count_)
       : of(attention), row(row_), kv_head(kv_head_), first(first_), count(count_), first_runs(1, 0) {
     const int64_t offset = (row * of.kv_heads + kv_head) * of.capacity * of.slot;
@@ -155,15 +148,24 @@ struct Part {
     stride = rounded_up(num_keys, Keys<T>::kOutputs);
   }
 
+  void attend() {
+    static thread_local std::vector<float> room;
+    if (static_cast<int64_t>(room.size()) < count * (stride + 1)) room.resize(count * (stride + 1));
+    scores = room.data();
+    score();
+    for (int64_t i = 0; i < count; ++i) weigh(i);
+    for (int64_t i = 0; i < count; i += kGroup) add(i, std::min<int64_t>(kGroup, count - i));
+  }
+
+ private:
   int64_t groups() const { return of.heads / of.kv_heads; }
   int64_t node_of(int64_t query) const { return (first + query) / groups(); }
   int64_t head_of(int64_t query) const { return kv_head * groups() + (first + query) % groups(); }
   int64_t token_of(int64_t query) const { return row * of.pass->width() + node_of(query); }
-  int64_t key_blocks() const { return stride / Keys<T>::kOutputs; }
-  size_t room() const { return count * stride; }
+  float& share_of(int64_t query) const { return scores[count * stride + query]; }
 
-  // Scores of all queries with some blocks of keys.
-  void score(int64_t first_block, int64_t last_block) const {
+  // Scores of all queries with all keys that one of them sees.
+  void score() const {
     constexpr int64_t kKeys = Keys<T>::kOutputs;
     const int64_t dim = rounded_up(of.key_dim, kPadding<T>);
     T* const queries = room_of_thread<T>(count * dim);
@@ -174,8 +176,8 @@ struct Part {
       std::memcpy(queries + i * dim, query, of.key_dim * sizeof(T));
     }
     begin_blocks();
-    for (int64_t index = first_block; index < last_block; ++index) {
-      const int64_t key = index * kKeys, num = std::min(kKeys, num_keys - key);
+    for (int64_t key = 0; key < num_keys; key += kKeys) {
+      const int64_t num = std::min(kKeys, num_keys - key);
       const T* block = keys + (begin + key) * of.slot;
       for (int64_t i = 0; i < kKeys * of.slot; i += 64 / sizeof(T)) __builtin_prefetch(block + kKeys * of.slot + i);
       pack_block<Keys<T>>(block, of.slot, of.key_dim, 0, num, packed);
@@ -214,24 +216,28 @@ struct Part {
     });
   }
 
-  // Scores to weights of what a query sees, in the order of its path. Their sum becomes one.
+  // Scores to weights of what a query sees, in the order of its path.
   void weigh(int64_t query) const {
-    float* to = scores + query * stride;
+    float* const to = scores + query * stride;
     int64_t size = 0;
     for (int64_t i = first_runs[query]; i < first_runs[query + 1]; ++i) {
+      const float* from = to + runs[i].begin - begin;
       const int64_t length = runs[i].end - runs[i].begin;
-      std::memmove(to + size, scores + query * stride + runs[i].begin - begin, length * sizeof(float));
+      if (from != to + size) std::memmove(to + size, from, length * sizeof(float));
       size += length;
     }
+    const Floats nothing = all(-std::numeric_limits<float>::infinity());
+    Floats most = nothing;
+    std::fill(to + size, to + rounded_up(size, kLanes), 0.0f);
     for (int64_t i = 0; i < size; i += kLanes) {
       Floats score = load(to + i) * all(of.scaling);
       if (of.softcap != 0) score = tanh(score / all(of.softcap)) * all(of.softcap);
-      store(to + i, score * all(kLog2E));
-    }
-    Floats most = all(-std::numeric_limits<float>::infinity());
-    std::fill(to + size, to + rounded_up(size, kLanes), most[0]);
-    for (int64_t i = 0; i < size; i += kLanes) {
-      const Floats score = load(to + i);
+      score *= all(kLog2E);
+      store(to + i, score);
+      if (i + kLanes > size) {
+        std::fill(to + size, to + i + kLanes, nothing[0]);
+        score = load(to + i);
+      }
       most = score > most ? score : most;
     }
     float largest = most[0];
@@ -242,13 +248,12 @@ struct Part {
       sum += weight;
       store(to + i, weight);
     }
-    const Floats share = all(1.0f / sum_of(sum));
-    for (int64_t i = 0; i < size; i += kLanes) store(to + i, load(to + i) * share);
+    share_of(query) = 1.0f / sum_of(sum);
   }
 
-  // Columns `from` .. `to` of the outputs of up to kGroup queries.
-  void add(int64_t query, int64_t num, int64_t from, int64_t to) const {
-    const int64_t columns = to - from, size = rounded_up(columns, kLanes);
+  // The outputs of up to kGroup queries.
+  void add(int64_t query, int64_t num) const {
+    const int64_t columns = of.value_dim, size = rounded_up(columns, kLanes);
     float* const room = room_of_thread<float>(num * size);
     std::fill_n(room, num * size, 0.0f);
     const float* weights[kGroup];
@@ -261,16 +266,15 @@ struct Part {
       weights[i] = scores + (query + i) * stride;
       sums[i] = room + i * size;
     }
-    const T* const data = values + from;
     const auto add_run = [&](int64_t i, int64_t begin, int64_t end) {
       if (begin >= end) return;
-      add_columns<T, 1>(data + begin * of.slot, of.slot, end - begin, columns, weights + i, sums + i);
+      add_columns<T, 1>(values + begin * of.slot, of.slot, end - begin, columns, weights + i, sums + i);
       weights[i] += end - begin;
     };
     const bool shares = num > 1 && shared_from < shared_to;
     for (int64_t i = 0; i < num && shares; ++i) add_run(i, runs[first_runs[query + i]].begin, shared_from);
     if (shares) {
-      add_shared(num, data + shared_from * of.slot, shared_to - shared_from, columns, weights, sums);
+      add_shared(num, values + shared_from * of.slot, shared_to - shared_from, columns, weights, sums);
     }
     for (int64_t i = 0; i < num; ++i) {
       int64_t begin = shares ? shared_to : 0;
@@ -278,10 +282,11 @@ struct Part {
       for (int64_t j = first_runs[query + i]; j < first_runs[query + i + 1]; ++j) {
         add_run(i, std::max(begin, runs[j].begin), runs[j].end);
       }
-      T* out = static_cast<T*>(of.out) + (token_of(query + i) * of.heads + head_of(query + i)) * of.value_dim + from;
+      T* out = static_cast<T*>(of.out) + (token_of(query + i) * of.heads + head_of(query + i)) * columns;
       int64_t at = 0;
-      for (; at + kLanes <= columns; at += kLanes) store(out + at, load(sums[i] + at));
-      if (at < columns) store_some(out + at, load(sums[i] + at), columns - at);
+      const Floats share = all(share_of(query + i));
+      for (; at + kLanes <= columns; at += kLanes) store(out + at, load(sums[i] + at) * share);
+      if (at < columns) store_some(out + at, load(sums[i] + at) * share, columns - at);
     }
   }
 
@@ -293,7 +298,13 @@ struct Part {
     kAdd[num - 1](data, of.slot, num_values, columns, weights, sums);
   }
 
-  int64_t num_keys;
+  const Attention& of;
+  int64_t row, kv_head, first, count;  // queries
+  const T *keys, *values;              // of the head
+  std::vector<Run> runs;               // that they see
+  std::vector<int64_t> first_runs;
+  int64_t begin, num_keys, stride;     // slots that one of them sees; floats per query in `scores`
+  float* scores;                       // [count, stride], and behind them one over the sum of each query's weights
 };
 
 }  // namespace attention_detail

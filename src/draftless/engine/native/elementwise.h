@@ -90,36 +90,52 @@ inline Floats power(Floats x, double exponent, bool is_rounded) {
   return lane_by_lane(x, [exponent](float v) { return static_cast<float>(std::pow(v, exponent)); });
 }
 
-// Up to a whole vector of an operand.
-inline Floats some_of(const float* from, int64_t stride, int64_t count) {
-  if (stride == 0) return all(*from);
-  if (stride == 1) return count == kLanes ? load(from) : load_some(from, count);
-  Floats values{};
-  for (int64_t i = 0; i < count; ++i) values[i] = from[i * stride];
-  return values;
+// What is read of an operand whose innermost stride is zero or one: numbers side by side, `step` apart for each vector.
+struct Dense {
+  Floats same;
+  const float* from;
+  int64_t step;
+
+  Dense(const float* operand, int64_t stride)
+      : same(all(*operand)), from(stride == 0 ? reinterpret_cast<const float*>(&same) : operand),
+        step(stride * kLanes) {}
+  Dense(const Dense&) = delete;
+};
+
+template <bool kIsRounded, class Function>
+inline void each_dense(const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* to, int64_t count,
+                       const Function& function) {
+  Dense of_a(a, a_stride), of_b(b, b_stride);
+  const auto value = [&](Floats x, Floats y) {
+    const Floats found = function(x, y);
+    return kIsRounded ? rounded(found) : found;
+  };
+  for (; count >= kLanes; count -= kLanes, of_a.from += of_a.step, of_b.from += of_b.step, to += kLanes) {
+    store(to, value(load(of_a.from), load(of_b.from)));
+  }
+  if (count > 0) store_some(to, value(load_some(of_a.from, count), load_some(of_b.from, count)), count);
 }
 
 template <class Function>
-inline void each(const Instruction& it, float* room, const Function& function) {
+inline void each(const Instruction& instruction, float* room, const Function& function) {
+  const Instruction it = instruction;  // a copy: what is stored below cannot change it
   const auto place = [room](const Operand& of) {
     return of.is_constant ? reinterpret_cast<const float*>(of.base) : room + of.base;
   };
-  const float *a = place(it.a), *b = place(it.b);
+  const int64_t a_stride = it.a.strides[2], b_stride = it.b.strides[2], out_stride = it.out.strides[2];
+  const auto dense = it.is_rounded ? each_dense<true, Function> : each_dense<false, Function>;
   for (int64_t i = 0; i < it.sizes[0]; ++i) {
     for (int64_t j = 0; j < it.sizes[1]; ++j) {
-      const float* from_a = a + i * it.a.strides[0] + j * it.a.strides[1];
-      const float* from_b = b + i * it.b.strides[0] + j * it.b.strides[1];
+      const float* a = place(it.a) + i * it.a.strides[0] + j * it.a.strides[1];
+      const float* b = place(it.b) + i * it.b.strides[0] + j * it.b.strides[1];
       float* to = room + it.out.base + i * it.out.strides[0] + j * it.out.strides[1];
-      for (int64_t k = 0; k < it.sizes[2]; k += kLanes) {
-        const int64_t count = it.sizes[2] - k < kLanes ? it.sizes[2] - k : kLanes;
-        Floats value = function(some_of(from_a + k * it.a.strides[2], it.a.strides[2], count),
-                                some_of(from_b + k * it.b.strides[2], it.b.strides[2], count));
-        if (it.is_rounded) value = rounded(value);
-        if (it.out.strides[2] == 1 && count == kLanes) {
-          store(to + k, value);
-        } else {
-          for (int64_t lane = 0; lane < count; ++lane) to[(k + lane) * it.out.strides[2]] = value[lane];
-        }
+      if ((a_stride | b_stride) >> 1 == 0 && out_stride == 1) {
+        dense(a, a_stride, b, b_stride, to, it.sizes[2], function);
+        continue;
+      }
+      for (int64_t k = 0; k < it.sizes[2]; ++k) {
+        Floats value = function(all(a[k * a_stride]), all(b[k * b_stride]));
+        to[k * out_stride] = (it.is_rounded ? rounded(value) : value)[0];
       }
     }
   }

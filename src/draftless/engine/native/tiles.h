@@ -45,7 +45,7 @@ inline void configure_tiles(int64_t rows) {
 template <bool kBoth, bool kIsStream>
 DRAFTLESS_INLINE void multiply_step(const BFloat16* x, int64_t x_bytes, const char* weight) {
 #pragma GCC unroll 32
-  for (int64_t i = 0; kIsStream && i < 2 * kTileBytes; i += 64) __builtin_prefetch(weight + kAheadBytes + i, 0, 2);
+  for (int64_t i = 0; kIsStream && i < 2 * kTileBytes; i += 64) __builtin_prefetch(weight + kAheadBytes + i);
   _tile_stream_loadd(6, weight, 64);
   _tile_loadd(4, x, x_bytes);
   _tile_dpbf16ps(0, 4, 6);
