@@ -32,7 +32,6 @@ namespace attention_detail {
 
 constexpr int kGroup = 6;         // queries that share a load of values
 constexpr int kWidest = 2 * kStreamedRows / kGroup;  // vectors of values whose sums fill the registers
-constexpr int64_t kAheadKeys = 16;  // of values that are fetched before they are read
 constexpr float kLog2E = 1.4426950408889634f;
 
 // How a block of keys is packed, and to what multiple the numbers of a query are padded with zeros.
@@ -76,7 +75,7 @@ void add_values(const T* values, int64_t stride, int64_t count, const float* con
     for (int j = 0; j < kWidth; ++j) {
       const T* from = values + key * stride + j * kLanes;
       value[j] = load(from);
-      if (j * kLanes * sizeof(T) % 64 == 0) __builtin_prefetch(from + kAheadKeys * stride);
+      if (j * kLanes * sizeof(T) % 64 == 0) fetch_ahead<64>(from);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
@@ -179,7 +178,7 @@ class Part {
     for (int64_t key = 0; key < num_keys; key += kKeys) {
       const int64_t num = std::min(kKeys, num_keys - key);
       const T* block = keys + (begin + key) * of.slot;
-      for (int64_t i = 0; i < kKeys * of.slot; i += 64 / sizeof(T)) __builtin_prefetch(block + kKeys * of.slot + i);
+      for (int64_t i = 0; i < kKeys * of.slot; i += 64 / sizeof(T)) fetch_ahead<64>(block + i);
       pack_block<Keys<T>>(block, of.slot, of.key_dim, 0, num, packed);
       multiply_block(queries, dim, packed, scores + key);
     }

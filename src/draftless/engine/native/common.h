@@ -119,6 +119,20 @@ inline void store_some(T* to, Floats values, int64_t count) {
   std::memcpy(to, padded, count * sizeof(T));
 }
 
+// Fetches, while `kBytes` from `from` on are used, as many of the next window of memory: some lines of each of its
+// pages. A core that reads four pages at once reads up to 1.6 times as fast as page by page, as it would by itself.
+template <int64_t kBytes>
+DRAFTLESS_INLINE void fetch_ahead(const void* from) {
+  constexpr int64_t kLine = 64, kPage = 4096, kPages = 4, kWindow = kPages * kPage;
+  const auto* const at = static_cast<const char*>(from);
+  const int64_t place = reinterpret_cast<uintptr_t>(at) % kWindow / kLine * kLine;
+  const char* const next = at - reinterpret_cast<uintptr_t>(at) % kWindow + kWindow;
+#pragma GCC unroll 32
+  for (int64_t line = place; line < place + kBytes; line += kLine) {
+    __builtin_prefetch(next + line / kLine % kPages * kPage + line / kLine / kPages * kLine % kPage);
+  }
+}
+
 // 2^x to a few units in the last place, for x up to 0; 0 from -120 down; a NaN stays one.
 DRAFTLESS_INLINE Floats exp2(Floats x) {
   const Floats shift = all(12582912.0f);  // 1.5 * 2^23: a sum with it has no fraction, its low bits count
