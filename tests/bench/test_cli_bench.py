@@ -189,7 +189,7 @@ def test_ctrl_c_says_how_to_go_on(
         (["--drafter-option=sdsat.k=[1"], r"'\[1' is no value"),
         (["--drafter-option=auto.max_width=8.0"], "max_width=8.0 of auto is no int"),
         (["--threads=0"], "--threads 0"),
-        (["--limit=0"], "--limit 0"),
+        (["--max-new-tokens=0"], "--max-new-tokens 0"),
     ],
 )
 def test_bad_options_are_refused_by_name(

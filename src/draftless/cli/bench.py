@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from draftless.cli import bench_options, options
+from draftless.cli import options
 from draftless.cli.bench_methods import read_mixes, read_samplings, read_variants, split
 from draftless.cli.common import load_model, model_name, progress_bar, set_up_torch, stderr
 from draftless.cli.tables import shown
@@ -42,31 +42,31 @@ def bench() -> None:
 @bench_app.command()
 def run(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    suite: bench_options.Suite = "tiny",
-    data: bench_options.Data = None,
-    categories: bench_options.Categories = None,
-    limit: bench_options.Limit = None,
-    mix: bench_options.Mixes = None,
-    raw: bench_options.Raw = False,
-    drafters: bench_options.Drafters = None,
-    drafter_option: bench_options.DrafterOption = None,
-    sweep: bench_options.Sweep = None,
-    temperature: bench_options.Temperatures = None,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    min_p: options.MinP = 0.0,
-    max_new_tokens: options.MaxNewTokens = 128,
-    peers: bench_options.Peers = True,
-    repeats: bench_options.Repeats = 1,
-    seed: bench_options.RunSeed = 0,
-    output: bench_options.RunFolder = None,
-    resume: bench_options.Resume = False,
-    name: bench_options.Name = None,
-    spec_bench_out: bench_options.SpecBenchOut = None,
-    threads: bench_options.Threads = None,
+    suite: options.Suite = "tiny",
+    data: options.SuiteData = None,
+    categories: options.Categories = None,
+    limit: options.Limit[int | None] = None,
+    mix: options.Mixes = None,
+    raw: options.Raw = False,
+    drafters: options.Drafters = None,
+    drafter_option: options.MethodOption = None,
+    sweep: options.Sweep = None,
+    temperature: options.Temperatures = None,
+    top_k: options.TopK[int] = 0,
+    top_p: options.TopP[float] = 1.0,
+    min_p: options.MinP[float] = 0.0,
+    max_new_tokens: options.MaxNewTokens[int] = 128,
+    peers: options.Peers = True,
+    repeats: options.Repeats[int] = 1,
+    seed: options.Seed[int] = 0,
+    output: options.RunFolder = None,
+    resume: options.Resume = False,
+    name: options.Name = None,
+    spec_bench_out: options.SpecBenchOut = None,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.CompileHere = None,
+    compile: options.Compile[bool | None] = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:
@@ -123,10 +123,10 @@ def _plan(model: Draftless, questions: list[Question], chosen: RunOptions) -> Pl
 
 @bench_app.command()
 def report(
-    runs: bench_options.Runs,
-    output: bench_options.ReportFolder = Path("report"),
-    categories: bench_options.Categories = None,
-    anchor_map: bench_options.AnchorMap = None,
+    runs: options.Runs,
+    output: options.ReportFolder = Path("report"),
+    categories: options.Categories = None,
+    anchor_map: options.AnchorMap = None,
 ) -> None:
     """Make one HTML page, Markdown and JSON of one run or of several.
 
@@ -143,14 +143,14 @@ def report(
 
 @bench_app.command()
 def quality(  # noqa: PLR0913 - the command line is derived from the signature
-    data: bench_options.QualityData,
+    data: options.QualityData,
     model: options.Model = None,
-    before: bench_options.Before = None,
-    output: bench_options.QualityFile = Path("quality.json"),
-    limit: bench_options.QualityLimit = None,
-    max_new_tokens: options.MaxNewTokens = 256,
-    batch_size: bench_options.BatchSize = 8,
-    run_code: bench_options.RunCode = False,
+    before: options.Before = None,
+    output: options.QualityFile = Path("quality.json"),
+    limit: options.Limit[int | None] = None,
+    max_new_tokens: options.MaxNewTokens[int] = 256,
+    batch_size: options.BatchSize = 8,
+    run_code: options.RunCode = False,
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:

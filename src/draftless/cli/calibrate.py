@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from draftless.cli import calibrate_options, options
+from draftless.cli import options
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
 from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
 
@@ -32,23 +32,23 @@ def calibrate() -> None:
 
 @calibrate_app.command()
 def skip(  # noqa: PLR0913 - the command line is derived from the signature
-    data: calibrate_options.Data,
-    output: calibrate_options.Output,
-    model: calibrate_options.Model = None,
-    domain: calibrate_options.Domains = None,
-    split: calibrate_options.Split = "train",
-    limit: calibrate_options.Limit = 24,
-    text_tokens: calibrate_options.TextTokens = 64,
-    trials: calibrate_options.Trials = 150,
-    minutes: calibrate_options.Minutes = None,
-    objective: calibrate_options.Objective = "rounds",
-    depth: calibrate_options.Depth = 12,
-    protect_ends: calibrate_options.ProtectEnds = True,
-    random: calibrate_options.NumRandom = 20,
-    seed: calibrate_options.Seed = 0,
-    is_installed: calibrate_options.Install = False,
-    resume: calibrate_options.Resume = False,
-    threads: calibrate_options.Threads = None,
+    data: options.Texts,
+    output: options.OutputFolder,
+    model: options.ModelOption = None,
+    domain: options.Domains = None,
+    split: options.Split = "train",
+    limit: options.Limit[int] = 24,
+    text_tokens: options.TextTokens = 64,
+    trials: options.Trials = 150,
+    minutes: options.Minutes = None,
+    objective: options.Objective = "rounds",
+    depth: options.Depth = 12,
+    protect_ends: options.ProtectEnds = True,
+    random: options.NumRandom = 20,
+    seed: options.Seed[int] = 0,
+    is_installed: options.Install = False,
+    resume: options.Resume = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:

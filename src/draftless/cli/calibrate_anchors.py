@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-from draftless.cli import anchor_options, calibrate_options, options
+from draftless.cli import options
 from draftless.cli.calibrate import TEXTS_NAME, own_texts
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
 from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
@@ -63,29 +63,29 @@ class Build:
 
 
 def anchors(  # noqa: PLR0913 - the command line is derived from the signature
-    data: calibrate_options.Data,
-    output: anchor_options.Output,
-    model: calibrate_options.Model = None,
-    domain: calibrate_options.Domains = None,
-    unseen: anchor_options.Unseen = None,
-    split: calibrate_options.Split = "train",
-    samples: anchor_options.Samples = 200,
-    per_domain: anchor_options.PerDomain = 10,
-    kind: anchor_options.Kind = "samples",
-    clusters: anchor_options.Clusters = None,
-    keep: anchor_options.Keep = 0.95,
-    limit: calibrate_options.Limit = 40,
-    text_tokens: calibrate_options.TextTokens = 64,
-    trials: calibrate_options.Trials = 150,
-    minutes: calibrate_options.Minutes = None,
-    objective: calibrate_options.Objective = "rounds",
-    depth: calibrate_options.Depth = 12,
-    protect_ends: calibrate_options.ProtectEnds = True,
-    settings: anchor_options.Settings = None,
-    seed: calibrate_options.Seed = 0,
-    is_installed: calibrate_options.Install = False,
-    resume: calibrate_options.Resume = False,
-    threads: calibrate_options.Threads = None,
+    data: options.Texts,
+    output: options.OutputFolder,
+    model: options.ModelOption = None,
+    domain: options.Domains = None,
+    unseen: options.Unseen = None,
+    split: options.Split = "train",
+    samples: options.Samples = 200,
+    per_domain: options.PerDomain = 10,
+    kind: options.Kind = "samples",
+    clusters: options.Clusters = None,
+    keep: options.Keep = 0.95,
+    limit: options.Limit[int] = 40,
+    text_tokens: options.TextTokens = 64,
+    trials: options.Trials = 150,
+    minutes: options.Minutes = None,
+    objective: options.Objective = "rounds",
+    depth: options.Depth = 12,
+    protect_ends: options.ProtectEnds = True,
+    settings: options.Settings = None,
+    seed: options.Seed[int] = 0,
+    is_installed: options.Install = False,
+    resume: options.Resume = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:

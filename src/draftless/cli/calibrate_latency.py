@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from draftless.cli import calibrate_options, options
+from draftless.cli import options
 from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
 from draftless.cli.tables import shown
 
@@ -17,18 +17,15 @@ if TYPE_CHECKING:
     from draftless.engine.target import TargetModel
     from draftless.prices import PriceList
 
-Output = Annotated[Path | None, typer.Option(help="Write the price list into this file, too.")]
-Force = Annotated[bool, typer.Option("--force", help="Measure although there is a list.")]
-
 
 def latency(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    output: Output = None,
-    force: Force = False,
-    threads: calibrate_options.Threads = None,
+    output: options.PriceFile = None,
+    force: options.Force = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.CompileHere = None,
+    compile: options.Compile[bool | None] = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:

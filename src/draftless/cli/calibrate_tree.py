@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from draftless.cli import calibrate_options, options
+from draftless.cli import options
 from draftless.cli.bench_methods import split as values_of
 from draftless.cli.calibrate import TEXTS_NAME, own_texts
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
@@ -25,45 +25,25 @@ if TYPE_CHECKING:
     from draftless.calibration.tree_search import TreeOptions
     from draftless.prices import PriceList
 
-Output = Annotated[Path, typer.Option(help="Folder for the templates, and for the texts.")]
-Drafters = Annotated[
-    list[str] | None,
-    typer.Option(help="recycling, tr-jacobi, or both with a comma between them. Default: both."),
-]
-Temperatures = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--temperature",
-        help="Temperatures of the texts, with commas between them. Default: 0, greedy.",
-    ),
-]
-Prices = Annotated[
-    Path | None,
-    typer.Option(help="Price list of `calibrate latency --output`. Default: this machine's."),
-]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on: texts and finished drafters are kept.")
-]
-
 
 def tree(  # noqa: PLR0913 - the command line is derived from the signature
-    data: calibrate_options.Data,
-    output: Output,
-    model: calibrate_options.Model = None,
-    drafters: Drafters = None,
-    domain: calibrate_options.Domains = None,
-    split: calibrate_options.Split = "train",
-    limit: calibrate_options.Limit = 12,
-    text_tokens: calibrate_options.TextTokens = 64,
-    temperature: Temperatures = None,
-    prices: Prices = None,
-    seed: calibrate_options.Seed = 0,
-    is_installed: calibrate_options.Install = False,
-    resume: Resume = False,
-    threads: calibrate_options.Threads = None,
+    data: options.Texts,
+    output: options.OutputFolder,
+    model: options.ModelOption = None,
+    drafters: options.Drafters = None,
+    domain: options.Domains = None,
+    split: options.Split = "train",
+    limit: options.Limit[int] = 12,
+    text_tokens: options.TextTokens = 64,
+    temperature: options.Temperatures = None,
+    prices: options.Prices = None,
+    seed: options.Seed[int] = 0,
+    is_installed: options.Install = False,
+    resume: options.Resume = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.Compile = False,
+    compile: options.Compile[bool] = False,
     int8: options.Int8 = False,
 ) -> None:
     """Learn the static trees of recycling and tr-jacobi from the model's own texts (Sequoia, arXiv 2402.12374).

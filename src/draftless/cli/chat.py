@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from draftless.cli import answers, options
-from draftless.cli import generate_options as own
 from draftless.cli.common import drafter_name, load_model, note, stderr
 from draftless.cli.encodings import unicode_line
 from draftless.cli.generate import drafter_options, sampling_of, with_options
@@ -36,24 +35,24 @@ Ctrl-C stops an answer. A line that ends with \\ goes on in the next one."""
 
 def chat(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    system: own.System = None,
-    max_new_tokens: own.MaxAnswerTokens = None,
-    temperature: own.Temperature = None,
-    top_k: own.TopK = None,
-    top_p: own.TopP = None,
-    min_p: own.MinP = None,
-    repetition_penalty: own.RepetitionPenalty = None,
-    seed: own.Seed = None,
-    stop: own.Stop = None,
-    model_defaults: own.ModelDefaults = False,
-    drafter: options.Drafter = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens[int | None] = None,
+    temperature: options.Temperature[float | None] = None,
+    top_k: options.TopK[int | None] = None,
+    top_p: options.TopP[float | None] = None,
+    min_p: options.MinP[float | None] = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed[int | None] = None,
+    stop: options.Stop = None,
+    model_defaults: options.ModelDefaults = False,
+    drafter: options.Drafter[str | None] = None,
     budget: options.Budget = None,
-    drafter_option: own.DrafterOption = None,
-    show_drafts: own.ShowDrafts = False,
-    threads: own.Threads = None,
+    drafter_option: options.DrafterOption = None,
+    show_drafts: options.ShowDrafts = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.CompileHere = None,
+    compile: options.Compile[bool | None] = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from draftless.cli import data_options, options
+from draftless.cli import options
 from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
 
 if TYPE_CHECKING:
@@ -23,22 +23,22 @@ def data() -> None:
 
 @data_app.command()
 def regenerate(  # noqa: PLR0913 - the command line is derived from the signature
-    prompts: data_options.Prompts,
-    output: data_options.Output,
-    model: data_options.Model = None,
-    split: data_options.Split = "train",
-    limit: data_options.Limit = None,
-    prompt_format: data_options.PromptFormat = "auto",
-    drop_loops: data_options.DropLoops = True,
-    max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.0,
-    top_k: options.TopK = 0,
-    top_p: options.TopP = 1.0,
-    seed: data_options.Seed = 0,
-    batch_size: data_options.BatchSize = 32,
-    drafter: data_options.Drafter = "none",
-    resume: data_options.Resume = False,
-    threads: data_options.Threads = None,
+    prompts: options.PromptData,
+    output: options.ResponseFile,
+    model: options.ModelOption = None,
+    split: options.Split = "train",
+    limit: options.Limit[int | None] = None,
+    prompt_format: options.PromptFormat = "auto",
+    drop_loops: options.DropLoops = True,
+    max_new_tokens: options.MaxNewTokens[int] = 256,
+    temperature: options.Temperature[float] = 0.0,
+    top_k: options.TopK[int] = 0,
+    top_p: options.TopP[float] = 1.0,
+    seed: options.Seed[int] = 0,
+    batch_size: options.BatchSize = 32,
+    drafter: options.Drafter[str] = "none",
+    resume: options.Resume = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
 ) -> None:

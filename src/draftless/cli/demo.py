@@ -70,22 +70,23 @@ Prompts = Sequence[Mapping[str, str]]
 
 def demo(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    max_new_tokens: options.MaxNewTokens = 64,
-    temperature: options.Temperature = 0.0,
-    seed: options.Seed = 0,
-    repeats: options.Repeats = None,
+    max_new_tokens: options.MaxNewTokens[int] = 64,
+    temperature: options.Temperature[float] = 0.0,
+    seed: options.Seed[int] = 0,
+    repeats: options.Repeats[int | None] = None,
     as_json: options.AsJson = False,
-    threads: options.DemoThreads = None,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.CompileHere = None,
+    compile: options.Compile[bool | None] = None,
     strict: options.Strict = False,
 ) -> None:
     """Show that drafting changes the time and not the text.
 
     Answers questions plainly (none) and with every drafter that the model can use. Runs take turns
-    and repeat; the median counts. Without MODEL: models/smollm2-135m if it is there, else the model
-    that ships with Draftless; the environment variable DEMO_MODEL names another one, or embedded.
+    and repeat (--repeats, else up to 3 times in half a minute); the median counts. Without MODEL:
+    models/smollm2-135m if it is there, else the model that ships with Draftless; the environment
+    variable DEMO_MODEL names another one, or embedded.
 
     [bold]Examples[/bold]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from draftless.cli import answers, options
-from draftless.cli import generate_options as own
 from draftless.cli.answers import Answer, Show, write_chunks
 from draftless.cli.common import drafter_name, load_model, model_name, note
 from draftless.cli.encodings import standard_output
@@ -25,32 +24,32 @@ __all__ = ["generate", "write_chunks"]
 
 def generate(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.Model = None,
-    prompt: own.Prompt = None,
-    prompt_file: own.PromptFile = None,
-    chat: own.Chat = None,
-    prompts: own.Prompts = None,
-    raw: own.Raw = False,
-    system: own.System = None,
-    max_new_tokens: own.MaxNewTokens = None,
-    min_new_tokens: own.MinNewTokens = None,
-    ignore_eos: own.IgnoreEos = None,
-    temperature: own.Temperature = None,
-    top_k: own.TopK = None,
-    top_p: own.TopP = None,
-    min_p: own.MinP = None,
-    repetition_penalty: own.RepetitionPenalty = None,
-    seed: own.Seed = None,
-    stop: own.Stop = None,
-    model_defaults: own.ModelDefaults = False,
-    drafter: options.Drafter = None,
+    prompt: options.Prompt = None,
+    prompt_file: options.PromptFile = None,
+    chat: options.Chat = None,
+    prompts: options.Prompts = None,
+    raw: options.Raw = False,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens[int | None] = None,
+    min_new_tokens: options.MinNewTokens = None,
+    ignore_eos: options.IgnoreEos = None,
+    temperature: options.Temperature[float | None] = None,
+    top_k: options.TopK[int | None] = None,
+    top_p: options.TopP[float | None] = None,
+    min_p: options.MinP[float | None] = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed[int | None] = None,
+    stop: options.Stop = None,
+    model_defaults: options.ModelDefaults = False,
+    drafter: options.Drafter[str | None] = None,
     budget: options.Budget = None,
-    drafter_option: own.DrafterOption = None,
-    show_drafts: own.ShowDrafts = False,
-    as_json: own.AsJson = False,
-    threads: own.Threads = None,
+    drafter_option: options.DrafterOption = None,
+    show_drafts: options.ShowDrafts = False,
+    as_json: options.AsJson = False,
+    threads: options.Threads = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
-    compile: options.CompileHere = None,
+    compile: options.Compile[bool | None] = None,
     strict: options.Strict = False,
     int8: options.Int8 = False,
 ) -> None:

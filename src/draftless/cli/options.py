@@ -1,213 +1,352 @@
-"""Arguments and options of the commands, each written once; names and help come from here."""
+"""Arguments and options of all commands, each written once; `TopK[int]` is an option of that type.
+
+The flags of `draftless train` are written in `training.config`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from draftless.cli.encodings import unicode_text
 
-def _option(panel: str, help_text: str, *names: str, **more: Any) -> Any:
+T = TypeVar("T")
+
+
+def option(panel: str | None, help_text: str, *names: str, **more: Any) -> Any:
+    """An option of a panel of the help page; its name comes from the parameter if none is given."""
     return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
 
 
-_SAMPLING = "Sampling"
+_ANCHORS = "Anchors"
+_DATA = "Data"
 _DRAFTING = "Drafting"
-_OUTPUT = "Output"
+_FORMAT = "Prompt format"
 _MACHINE = "Machine"
+_OUTPUT = "Output"
+_PROMPT = "Prompt (one source; without one, standard input)"
 _RUN = "Run"
-_NOISE = "Noise"
-_ADAPTIVE = "Adaptive tokens"
+_SAMPLING = "Sampling"
+_SEARCH = "Search"
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="Folder of a checkpoint, GGUF file, or a name on the Hugging Face Hub. Default: the model that ships with Draftless.",
-    ),
+# Shared by several commands
+
+_MODEL = "Folder, GGUF file or name on the Hugging Face Hub. Default: the model that ships with Draftless."
+
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False, help=_MODEL)]
+ModelOption = Annotated[str | None, option(_DATA, _MODEL)]
+Split = Annotated[str, option(_DATA, "Split of a dataset, or name of the files in a folder.")]
+Limit = Annotated[
+    T, option(_DATA, "Maximum number of records; calibrate and bench quality: per domain.", min=1)
+]
+Raw = Annotated[
+    bool,
+    option(_FORMAT, "Use the text as is: no chat template, no trained prompt format.", "--raw"),
 ]
 
-MaxNewTokens = Annotated[int, _option(_SAMPLING, "Most tokens to generate.")]
-Temperature = Annotated[float, _option(_SAMPLING, "0 is greedy.")]
-TopK = Annotated[int, _option(_SAMPLING, "Keep the k most likely tokens; 0 keeps all.")]
-TopP = Annotated[float, _option(_SAMPLING, "Keep the smallest set of tokens with this mass.")]
-MinP = Annotated[float, _option(_SAMPLING, "Drop tokens below this share of the most likely one.")]
-Seed = Annotated[
-    int | None,
-    _option(_SAMPLING, "Same seed, same text, with any drafter. Default: a new one, reported."),
+MaxNewTokens = Annotated[T, option(_SAMPLING, "Maximum number of tokens to generate.")]
+Temperature = Annotated[T, option(_SAMPLING, "Sampling temperature; 0 is greedy decoding.")]
+TopK = Annotated[T, option(_SAMPLING, "Sample from the k most likely tokens only; 0 is off.")]
+TopP = Annotated[
+    T, option(_SAMPLING, "Sample from the smallest set of tokens with this probability; 1 is off.")
+]
+MinP = Annotated[
+    T, option(_SAMPLING, "Minimum probability, relative to the most likely token; 0 is off.")
+]
+Seed = Annotated[T, option(_SAMPLING, "Random seed.")]
+Temperatures = Annotated[
+    list[str] | None,
+    option(_SAMPLING, "Comma-separated temperatures. Default: 0."),
 ]
 
 Drafter = Annotated[
-    str | None,
-    _option(
+    T,
+    option(
         _DRAFTING,
-        "none, prompt-lookup, recycling, tr-jacobi, sdsat, layer-skip, knn-ssd or auto. Default: auto, "
-        "or what the checkpoint names.",
+        "none, prompt-lookup, recycling, tr-jacobi, sdsat, layer-skip, knn-ssd or auto; changes the "
+        "speed, not the text. generate and chat use the checkpoint's, else auto, by default.",
     ),
 ]
-Budget = Annotated[
-    int | None,
-    _option(_DRAFTING, "Most nodes of a draft tree. Default: what pays on this machine."),
+Drafters = Annotated[
+    list[str] | None,
+    option(_DRAFTING, "Comma-separated drafters. Default: all that the model can use."),
 ]
 
-AsJson = Annotated[bool, _option(_OUTPUT, "Print one JSON object and nothing else.", "--json")]
+Resume = Annotated[bool, option(_RUN, "Resume an interrupted run.", "--resume")]
+Repeats = Annotated[T, option(_RUN, "Number of repetitions.", min=1)]
+BatchSize = Annotated[int, option(_RUN, "Number of prompts in a batch.")]
+AsJson = Annotated[bool, option(_OUTPUT, "Print JSON, one object per prompt.", "--json")]
 
+Threads = Annotated[
+    int | None, option(_MACHINE, "Number of CPU threads. Default: the fastest, by measurement.")
+]
 Dtype = Annotated[
     str | None,
-    _option(_MACHINE, "bfloat16, float16, float32 or float64. Default: as the weights were saved."),
+    option(_MACHINE, "bfloat16, float16, float32 or float64. Default: that of the checkpoint."),
 ]
-Device = Annotated[str | None, _option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
+Device = Annotated[str | None, option(_MACHINE, "cpu, cuda, cuda:1 ... Default: cpu.")]
 Compile = Annotated[
-    bool,
-    _option(
+    T,
+    option(
         _MACHINE,
-        "Compile the forward pass: a minute the first time, seconds later; faster steps.",
-        "--compile/--no-compile",
-    ),
-]
-CompileHere = Annotated[
-    bool | None,
-    _option(
-        _MACHINE,
-        "Compile the forward pass: a minute the first time, seconds later; faster steps. Default: on a CPU.",
+        "Compile the forward pass: faster steps, a slower start. Default: on for a CPU; off in "
+        "calibrate tree.",
         "--compile/--no-compile",
         show_default=False,
     ),
 ]
 Strict = Annotated[
     bool,
-    _option(
+    option(
         _MACHINE,
-        "The same ids for every drafter in half precision, too; needs --compile, costs time.",
+        "Same output for every drafter in half precision, too; slower, needs --compile.",
         "--strict",
     ),
 ]
 Int8 = Annotated[
-    bool,
-    _option(_MACHINE, "Round the weights to what int8 holds; half the memory, compiled.", "--int8"),
-]
-Repeats = Annotated[
-    int | None,
-    _option(
-        _MACHINE,
-        "Timed runs of each; the median counts. Default: up to 3 in half a minute.",
-        min=1,
-        show_default=False,
-    ),
-]
-DemoThreads = Annotated[
-    int | None,
-    _option(
-        _MACHINE,
-        "Threads of the CPU. Default: the fastest, by measurement.",
-        "--threads",
-        min=1,
-        show_default=False,
-    ),
+    bool, option(_MACHINE, "Quantize the weights to int8: half the memory; compiled.", "--int8")
 ]
 
-# draftless train
-StartModel = Annotated[str | None, _option(_RUN, "Folder or hub id to start from.")]
-Data = Annotated[
-    str | None,
-    _option(_RUN, "JSONL (prompt/response or messages), a folder of such, or a dataset's name."),
+# draftless generate and chat
+
+Prompt = Annotated[
+    str | None, option(_PROMPT, "The prompt.", "--prompt", "-p", callback=unicode_text)
 ]
-OutputFolder = Annotated[str | None, _option(_RUN, "Folder for the trained model.", "--output")]
+PromptFile = Annotated[
+    Path | None, option(_PROMPT, "Read the prompt from a file (UTF-8); - is standard input.")
+]
+Chat = Annotated[
+    Path | None,
+    option(_PROMPT, 'Read chat messages from a JSON file: [{"role": "user", "content": "..."}].'),
+]
+Prompts = Annotated[
+    Path | None,
+    option(
+        _PROMPT,
+        'Read prompts from a JSONL file: {"prompt": "..."} or {"messages": [...]} per line.',
+    ),
+]
+System = Annotated[
+    str | None, option(_FORMAT, "System message for the chat template.", callback=unicode_text)
+]
+MinNewTokens = Annotated[
+    int | None,
+    option(_SAMPLING, "Minimum number of tokens to generate.", "--min-new-tokens", "--min-tokens"),
+]
+IgnoreEos = Annotated[
+    bool | None, option(_SAMPLING, "Continue after an EOS token.", "--ignore-eos")
+]
+RepetitionPenalty = Annotated[
+    float | None, option(_SAMPLING, "Penalty for tokens that occurred before; 1 is off.")
+]
+Stop = Annotated[
+    list[str] | None,
+    option(_SAMPLING, "Stop before this text; may be repeated.", callback=unicode_text),
+]
+ModelDefaults = Annotated[
+    bool,
+    option(
+        _SAMPLING,
+        "Take options that are not given from the checkpoint's generation_config.json. Without it: "
+        "greedy, at most 128 tokens (chat: 1024), a new seed.",
+        "--model-defaults",
+    ),
+]
+Budget = Annotated[
+    int | None,
+    option(_DRAFTING, "Maximum number of nodes in a draft tree. Default: the fastest here."),
+]
+DrafterOption = Annotated[
+    list[str] | None,
+    option(_DRAFTING, "NAME=VALUE: an option of the drafter, such as top_k=4; may be repeated."),
+]
+ShowDrafts = Annotated[bool, option(_OUTPUT, "Colour accepted draft tokens.", "--show-drafts")]
+
+# draftless train
+
 ConfigFile = Annotated[
-    Path | None, _option(_RUN, "YAML file with any option of the run; flags win.", "--config")
+    Path | None, option(_RUN, "YAML file with options of the run; flags override it.", "--config")
 ]
 Preset = Annotated[
-    str | None, _option(_RUN, "tiny-sample: from nothing to a checkpoint in two minutes.")
+    str | None, option(_RUN, "tiny-sample: train a small model from scratch in two minutes.")
 ]
-Epochs = Annotated[float | None, _option(_RUN, "Passes over the data.")]
-MaxSteps = Annotated[int | None, _option(_RUN, "Stop after so many steps.")]
-BatchSize = Annotated[int | None, _option(_RUN, "Rows per step and process.")]
-LearningRate = Annotated[float | None, _option(_RUN, "Peak learning rate.", "--lr")]
-MaxLength = Annotated[int | None, _option(_RUN, "Longest document, in tokens.")]
-TrainDtype = Annotated[
-    str | None, _option(_RUN, "bfloat16, or float32 to repeat bit for bit.", "--dtype")
+Preview = Annotated[
+    int, option(_RUN, "Show this many training samples and exit.", show_default=False, min=0)
 ]
-TrainSeed = Annotated[int | None, _option(_RUN, "Seed of everything random.", "--seed")]
-Lora = Annotated[
-    bool | None, _option(_RUN, "Train low-rank adapters, merged at the end.", "--lora")
+
+# draftless data
+
+PromptData = Annotated[
+    str,
+    option(
+        _DATA,
+        "JSONL file with prompt or messages (responses are ignored), folder of such files, or name "
+        "of a dataset.",
+    ),
 ]
-Resume = Annotated[bool, _option(_RUN, "Go on from the newest complete checkpoint.", "--resume")]
-SaveEvery = Annotated[
-    int | None, _option(_RUN, "Steps between checkpoints. Default: one every ten minutes.")
+ResponseFile = Annotated[
+    Path, option(_DATA, "Output file, FILE.jsonl; FILE.provenance.json is written beside it.")
 ]
-TrainFormat = Annotated[
-    str | None,
-    _option(
-        _RUN,
-        "plain, chat, or auto: as the checkpoint was trained, else the chat template where there is one.",
+PromptFormat = Annotated[
+    str,
+    option(
+        _FORMAT,
+        "plain: the text as is; chat: the chat template; auto: the trained format, else chat if "
+        "there is a template.",
         "--format",
     ),
 ]
-NoiseMode = Annotated[
+DropLoops = Annotated[
+    bool,
+    option(
+        _DATA, "Leave out responses that mostly repeat themselves.", "--drop-loops/--keep-loops"
+    ),
+]
+
+# draftless calibrate
+
+Texts = Annotated[
+    str,
+    option(
+        _DATA,
+        "Folder with DOMAIN/{train,valid,test}.jsonl, JSONL file with prompt or messages (and "
+        "domain), or name of a dataset.",
+    ),
+]
+OutputFolder = Annotated[Path, option(_DATA, "Output folder, also for what --resume needs.")]
+Domains = Annotated[
+    list[str] | None,
+    option(_DATA, "Use this domain only; may be repeated. Default: all."),
+]
+TextTokens = Annotated[int, option(_DATA, "Number of tokens to generate per text.", min=4)]
+Trials = Annotated[int, option(_SEARCH, "Maximum number of trials, in all sessions.", min=1)]
+Minutes = Annotated[float | None, option(_SEARCH, "Maximum number of minutes, in all sessions.")]
+Objective = Annotated[
+    str, option(_SEARCH, "rounds: simulated drafting; measured: timed generation (the paper).")
+]
+Depth = Annotated[int, option(_SEARCH, "Maximum draft length.", min=1)]
+ProtectEnds = Annotated[
+    bool,
+    option(
+        _SEARCH, "Never skip in the first and the last layer.", "--protect-ends/--no-protect-ends"
+    ),
+]
+NumRandom = Annotated[
+    int, option(_SEARCH, "Number of random sets of equal size to compare with.", "--random", min=1)
+]
+Install = Annotated[
+    bool, option(_RUN, "Write the result into the model's draftless.json, too.", "--install")
+]
+
+# draftless calibrate anchors
+
+Unseen = Annotated[
+    list[str] | None,
+    option(_DATA, "Leave this domain out of the store, as a test of the routing; may be repeated."),
+]
+Samples = Annotated[
+    int,
+    option(_ANCHORS, "Maximum number of prompts per domain; a quarter more are held out.", min=1),
+]
+PerDomain = Annotated[
+    int, option(_ANCHORS, "Number of anchors per domain.", "--anchors-per-domain", min=1)
+]
+Kind = Annotated[
+    str,
+    option(
+        _ANCHORS,
+        "samples: the prompts nearest to the centroids (the paper); centroids: the centroids (its "
+        "code).",
+        "--anchors",
+    ),
+]
+Clusters = Annotated[
     str | None,
-    _option(
-        _NOISE, "branch: noise beside the clean text; inline: noise in it (the paper).", "--mode"
+    option(
+        _ANCHORS, "Number of domains to find by clustering, or auto. Default: the data's domains."
     ),
 ]
-NoiseLength = Annotated[int | None, _option(_NOISE, "Noise tokens in a run.")]
-NoiseSource = Annotated[
-    str | None, _option(_NOISE, "prefix or vocabulary: where noise is drawn from.")
+Keep = Annotated[
+    float, option(_ANCHORS, "Share of held-out prompts that must be near enough to a domain.")
 ]
-BlockTargets = Annotated[
-    str | None,
-    _option(
-        _NOISE,
-        "labels (the papers), or model: what it says itself on clean input.",
+Settings = Annotated[
+    Path | None,
+    option(_SEARCH, "Folder with DOMAIN/skip.json (or general/skip.json) to use without a search."),
+]
+
+# draftless calibrate latency and tree
+
+PriceFile = Annotated[Path | None, option(_OUTPUT, "Write the price list to this file, too.")]
+Force = Annotated[bool, option(_RUN, "Measure again even if there is a list.", "--force")]
+Prices = Annotated[
+    Path | None,
+    option(_SEARCH, "Price list of `calibrate latency --output`. Default: that of this machine."),
+]
+
+# draftless bench
+
+_QUESTIONS = "Questions"
+_METHODS = "Methods"
+
+Suite = Annotated[
+    str,
+    option(
+        _QUESTIONS,
+        "tiny, random (random tokens), spec-bench, code (HumanEval and MBPP), a JSONL file, or a "
+        "folder with DOMAIN/test.jsonl.gz.",
     ),
 ]
-LayerDropout = Annotated[
-    float | None,
-    _option(
-        _RUN,
-        "Rate at which steps leave the last layer's sub-layers out, growing with depth: teaches to "
-        "draft by skipping layers (LayerSkip).",
-        "--layer-dropout",
+SuiteData = Annotated[
+    Path | None,
+    option(_QUESTIONS, "Folder of spec-bench or code, or spec-bench's question.jsonl."),
+]
+Categories = Annotated[
+    list[str] | None, option(_QUESTIONS, "Comma-separated categories. Default: all.")
+]
+Mixes = Annotated[
+    list[str] | None,
+    option(
+        _QUESTIONS,
+        "Comma-separated probabilities of a change of category after a request; each gives a stream "
+        "of the same questions in another order.",
     ),
 ]
-CleanShare = Annotated[
-    float | None, _option(_NOISE, "Share of documents without noise; 1 is plain SFT.")
+MethodOption = Annotated[
+    list[str] | None,
+    option(_METHODS, "NAME.KEY=VALUE: measure this drafter with these options, too."),
 ]
-WithNoise = Annotated[
-    bool | None,
-    _option(_NOISE, "Teach denoising (MSN), too: one checkpoint for both drafters.", "--noise"),
-]
-BlockLength = Annotated[int | None, _option(_ADAPTIVE, "Adaptive tokens in a block.")]
-AdaptiveSpacing = Annotated[int | None, _option(_ADAPTIVE, "One block for so many tokens.")]
-AdaptiveIds = Annotated[
-    str | None,
-    _option(_ADAPTIVE, "Ids that the tokenizer does not use, as 7,8. Default: new ones are added."),
-]
-Distinct = Annotated[
-    bool | None,
-    _option(_ADAPTIVE, "One adaptive id for each slot, not one that all share.", "--distinct"),
-]
-AdaptiveWeight = Annotated[
-    float | None, _option(_ADAPTIVE, "Weight of an adaptive target; a clean one has 1.")
-]
-AdaptiveFirst = Annotated[
-    float | None,
-    _option(_ADAPTIVE, "Share of the steps, at the beginning, in which blocks alone count."),
-]
-Frozen = Annotated[
-    bool | None,
-    _option(
-        _ADAPTIVE,
-        "Train the new embedding rows alone; the model's own output stays what it is.",
-        "--frozen",
+Sweep = Annotated[
+    list[str] | None,
+    option(
+        _METHODS,
+        "NAME.KEY=VALUES, such as sdsat.k=1..13 or layer-skip.skip_set=a.json,b.json: measure the "
+        "drafter with each value.",
     ),
 ]
-KLWeight = Annotated[
-    float | None,
-    _option(_ADAPTIVE, "Weight of the divergence from the original model.", "--kl-weight"),
+Peers = Annotated[
+    bool, option(_METHODS, "Measure the loops of transformers, too.", "--peers/--no-peers")
 ]
-TrainAttention = Annotated[str | None, _option(_RUN, "sdpa or eager.", "--attention")]
-Preview = Annotated[
-    int, _option(_NOISE, "Show so many noised samples and stop.", show_default=False, min=0)
+RunFolder = Annotated[Path | None, option(_RUN, "Output folder. Default: bench-runs/NAME-SUITE.")]
+Name = Annotated[
+    str | None, option(_RUN, "Name of the model in the results. Default: from its path.")
+]
+SpecBenchOut = Annotated[
+    Path | None, option(_RUN, "Write Spec-Bench's answer files to this folder, too.")
+]
+Runs = Annotated[
+    list[Path], typer.Argument(metavar="RUN...", help="Output folders of `bench run`.")
+]
+ReportFolder = Annotated[Path, option(_OUTPUT, "Output folder.")]
+AnchorMap = Annotated[
+    Path | None, option(_OUTPUT, "Draw this map.json of `draftless calibrate anchors`, too.")
+]
+Before = Annotated[str | None, option(_DATA, "Model to compare with.")]
+QualityData = Annotated[Path, option(_DATA, "Folder with DOMAIN/test.jsonl.gz, or JSONL file.")]
+QualityFile = Annotated[
+    Path, option(_OUTPUT, "Output file, FILE.json; FILE.md is written beside it.")
+]
+RunCode = Annotated[
+    bool, option(_RUN, "Run the programs that the model writes, in a sandbox.", "--run-code")
 ]

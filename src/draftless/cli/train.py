@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,6 +20,7 @@ from draftless.cli import options
 from draftless.cli.common import stderr
 from draftless.errors import ConfigError
 from draftless.prompts import IGNORED_LABEL
+from draftless.training.config import build_config, flags_of
 
 if TYPE_CHECKING:
     from draftless.training.block_places import TokenRun
@@ -33,32 +35,50 @@ def train() -> None:
     """Train a model so that it drafts for itself."""
 
 
-@train_app.command()
-def msn(  # noqa: PLR0913 - the command line is derived from the signature
-    model: options.StartModel = None,
-    data: options.Data = None,
-    output: options.OutputFolder = None,
-    config: options.ConfigFile = None,
+def _run(
+    defaults: Mapping[str, Any],
+    *,
     preset: options.Preset = None,
-    mode: options.NoiseMode = None,
-    noise_length: options.NoiseLength = None,
-    noise_source: options.NoiseSource = None,
-    block_targets: options.BlockTargets = None,
-    clean_share: options.CleanShare = None,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    max_length: options.MaxLength = None,
-    layer_dropout: options.LayerDropout = None,
-    dtype: options.TrainDtype = None,
-    seed: options.TrainSeed = None,
-    lora: options.Lora = None,
-    prompt_format: options.TrainFormat = None,
-    save_every: options.SaveEvery = None,
+    config: options.ConfigFile = None,
     preview: options.Preview = 0,
     resume: options.Resume = False,
+    **flags: Any,
 ) -> None:
+    """Build the configuration, then show samples of it or train."""
+    if preview and flags["output"] is None:
+        flags["output"] = "."  # nothing is written
+    chosen = build_config(preset, config, flags, defaults)
+    run = _prepare(chosen)
+    if preview:
+        _show_samples(run, preview)
+        return
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main:
+        _show_run(run)
+        if resume:
+            _show_resumed(chosen.output)
+    metrics = _train(run, resume=resume, is_main=is_main)
+    if is_main:
+        stderr.print(Text(f"Saved to {chosen.output}", style="bold"))
+        typer.echo(json.dumps({"output": chosen.output, **metrics}))
+
+
+def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command of `train` its flags: those of `_run`, and one per option of `TrainConfig`."""
+    _, *shared, _ = inspect.signature(_run, eval_str=True).parameters.values()
+    parameters = []
+    for name, (kind, option) in flags_of(command.__name__).items():
+        flag = options.option(option.panel, option.help, "--" + name.replace("_", "-"))
+        parameters.append(
+            shared[0].replace(name=name, default=None, annotation=Annotated[kind | None, flag])
+        )
+    command.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
+    return command
+
+
+@train_app.command()
+@_with_flags
+def msn(**flags: Any) -> None:
     """Make Some Noise (arXiv 2406.17404): supervised fine-tuning that also teaches to denoise.
 
     The result is a plain checkpoint folder with a `draftless.json`, so that
@@ -73,49 +93,12 @@ def msn(  # noqa: PLR0913 - the command line is derived from the signature
         draftless train msn --config run.yaml --resume
         torchrun --nproc-per-node 2 -m draftless train msn --config run.yaml
     """
-    flags = {
-        "model": model, "data": data, "output": output, "mode": mode, "epochs": epochs,
-        "noise_length": noise_length, "noise_source": noise_source, "clean_share": clean_share,
-        "block_targets": block_targets, "max_steps": max_steps, "batch_size": batch_size, "lr": lr, "max_length": max_length,
-        "layer_dropout": layer_dropout, "dtype": dtype, "seed": seed, "lora": lora,
-        "format": prompt_format, "save_every": save_every,
-    }  # fmt: skip
-    _run(preset, config, flags, preview=preview, resume=resume)
+    _run({}, **flags)
 
 
 @train_app.command()
-def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
-    model: options.StartModel = None,
-    data: options.Data = None,
-    output: options.OutputFolder = None,
-    config: options.ConfigFile = None,
-    preset: options.Preset = None,
-    block_length: options.BlockLength = None,
-    adaptive_spacing: options.AdaptiveSpacing = None,
-    adaptive_ids: options.AdaptiveIds = None,
-    distinct: options.Distinct = None,
-    adaptive_weight: options.AdaptiveWeight = None,
-    adaptive_first: options.AdaptiveFirst = None,
-    frozen: options.Frozen = None,
-    kl_weight: options.KLWeight = None,
-    block_targets: options.BlockTargets = None,
-    noise: options.WithNoise = None,
-    noise_length: options.NoiseLength = None,
-    epochs: options.Epochs = None,
-    max_steps: options.MaxSteps = None,
-    batch_size: options.BatchSize = None,
-    lr: options.LearningRate = None,
-    max_length: options.MaxLength = None,
-    layer_dropout: options.LayerDropout = None,
-    attention: options.TrainAttention = None,
-    dtype: options.TrainDtype = None,
-    seed: options.TrainSeed = None,
-    lora: options.Lora = None,
-    prompt_format: options.TrainFormat = None,
-    save_every: options.SaveEvery = None,
-    preview: options.Preview = 0,
-    resume: options.Resume = False,
-) -> None:
+@_with_flags
+def sdsat(**flags: Any) -> None:
     """SDSAT (arXiv 2403.18647): fine-tuning that teaches adaptive tokens to predict ahead.
 
     The result is a plain checkpoint folder with a `draftless.json`, so that
@@ -130,50 +113,7 @@ def sdsat(  # noqa: PLR0913 - the command line is derived from the signature
         draftless train sdsat --model ./released --data own.jsonl --output runs/rows --frozen
         torchrun --nproc-per-node 2 -m draftless train sdsat --config run.yaml
     """
-    flags = {
-        "model": model, "data": data, "output": output, "epochs": epochs, "max_steps": max_steps,
-        "block_length": block_length, "adaptive_spacing": adaptive_spacing, "noise": noise,
-        "adaptive_ids": adaptive_ids, "distinct": distinct, "adaptive_weight": adaptive_weight,
-        "adaptive_first": adaptive_first, "frozen": frozen, "kl_weight": kl_weight,
-        "block_targets": block_targets, "noise_length": noise_length, "batch_size": batch_size,
-        "lr": lr, "max_length": max_length, "layer_dropout": layer_dropout, "attention": attention,
-        "dtype": dtype, "seed": seed, "lora": lora,
-        "format": prompt_format, "save_every": save_every,
-    }  # fmt: skip
-    _run(preset, config, flags, preview=preview, resume=resume, defaults=_SDSAT)
-
-
-_SDSAT = {"adaptive": True, "noise": False}
-
-
-def _run(
-    preset: str | None,
-    file: Path | None,
-    flags: dict[str, Any],
-    *,
-    preview: int,
-    resume: bool,
-    defaults: Mapping[str, Any] | None = None,
-) -> None:
-    """Build the configuration, then show samples of it or train."""
-    from draftless.training.config import build_config
-
-    if preview and flags["output"] is None:
-        flags["output"] = "."  # nothing is written
-    chosen = build_config(preset, file, flags, defaults)
-    run = _prepare(chosen)
-    if preview:
-        _show_samples(run, preview)
-        return
-    is_main = os.environ.get("RANK", "0") == "0"
-    if is_main:
-        _show_run(run)
-        if resume:
-            _show_resumed(chosen.output)
-    metrics = _train(run, resume=resume, is_main=is_main)
-    if is_main:
-        stderr.print(Text(f"Saved to {chosen.output}", style="bold"))
-        typer.echo(json.dumps({"output": chosen.output, **metrics}))
+    _run({"adaptive": True, "noise": False}, **flags)
 
 
 def _train(run: Run, *, resume: bool, is_main: bool) -> dict[str, float]:

@@ -4,139 +4,181 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
-
-import yaml
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from draftless.errors import ConfigError
-from draftless.noise import NoiseSource
-from draftless.training.adaptive import AdaptiveSettings
-from draftless.training.noise_runs import NoiseMode, NoiseSettings
 
-Dtype = Literal["bfloat16", "float32"]
-Format = Literal["auto", "plain", "chat"]
+if TYPE_CHECKING:
+    from draftless.training.adaptive import AdaptiveSettings
+    from draftless.training.noise_runs import NoiseSettings
+
+MSN = ("msn",)
+SDSAT = ("sdsat",)
+
 BlockTargets = Literal["labels", "model"]
-TrainAttention = Literal["sdpa", "eager"]
+
+
+class Option(NamedTuple):
+    """What a field means, and where it is a flag of `draftless train`.
+
+    Attributes:
+        help: shown by `--help`.
+        panel: of the help page; None for an option of the YAML file alone.
+        commands: that have the flag.
+        least: smallest value, or None.
+    """
+
+    help: str
+    panel: str | None = None
+    commands: tuple[str, ...] = MSN + SDSAT
+    least: float | None = None
+
+
+_run = partial(Option, panel="Run")
+_noise = partial(Option, panel="Noise")
+_adaptive = partial(Option, panel="Adaptive tokens", commands=SDSAT)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of `draftless train`. Lengths are tokens; "blocks" are noise or adaptive tokens.
+    """One run of `draftless train`. Lengths are tokens; "blocks" are noise or adaptive tokens."""
 
-    Attributes:
-        model: checkpoint folder or hub id to start from.
-        data: JSONL file, folder of such, or Hugging Face dataset name.
-        output: folder that the trained model is written to.
-        eval_data: data to evaluate on; None holds `eval_share` of `data` back.
-        eval_share: share of the records held back where there is no `eval_data`.
-        split: split of a dataset, and name of the files in a folder that has several.
-        format: how prompt and response are joined; `auto` takes what the checkpoint was trained with,
-            else the chat template for messages and for a model that has one, else `plain`.
-        suffix: stands between prompt and response (`plain`); None is a newline, or nothing where
-            `frozen` keeps a model's own format.
-        noise: teach denoising (MSN).
-        adaptive: teach adaptive tokens (SDSAT).
-        mode: `branch` hangs noise beside the clean sequence; `inline` is the paper's.
-        noise_length: noise tokens in a run.
-        max_noise_length: None, or lengths are drawn between `noise_length` and this.
-        noise_source: draw noise from the `prefix` or from the whole `vocabulary`.
-        clean_share: share of documents without noise; 1 is plain supervised fine-tuning.
-        spacing: `branch`: one block for this many response tokens.
-        noise_weight: `branch`: weight of a noise target in the loss; a clean one has 1.
-        block_length: adaptive tokens in a block.
-        adaptive_ids: None adds new ids to the vocabulary; otherwise ids that the tokenizer does not use.
-        distinct: a distinct adaptive id for every slot instead of one that all share.
-        adaptive_spacing: one adaptive block for this many response tokens.
-        adaptive_weight: weight of an adaptive target in the loss.
-        adaptive_first: share of the steps, at the beginning, in which blocks alone count (the paper's
-            first stage).
-        frozen: train nothing but the rows of the adaptive tokens, so that the model's own output stays
-            exactly what it was.
-        kl_weight: weight of the divergence from the original model, per clean target.
-        block_targets: blocks beside the sequence learn the `labels` (the papers), or what the `model`
-            itself says there on clean input.
-        layer_dropout: probability that a step leaves the last layer's attention out, and likewise its
-            MLP; it grows with depth from 0 at the first layer (LayerSkip). What the model itself says
-            (`block_targets`) is then said without them, too.
-        max_length: longest document; longer ones are cut.
-        row_length: documents are packed into rows of this length; 0 pads instead.
-        epochs: passes over the data; `max_steps` stops earlier.
-        max_steps: optimizer steps, or None.
-        batch_size: rows per step and process, before `accumulate`.
-        accumulate: batches per optimizer step.
-        lr: peak learning rate.
-        warmup_share: share of the steps that warm up; a cosine to zero follows.
-        weight_decay: of AdamW.
-        attention: `sdpa`, or `eager` for families that sdpa does not serve.
-        dtype: `bfloat16` computes in bf16 on fp32 weights; `float32` repeats bit for bit.
-        eval_every: steps between evaluations.
-        save_every: steps between checkpoints; None saves every ten minutes.
-        log_every: steps between lines of the log.
-        eval_records: most records that an evaluation reads.
-        seed: of everything random.
-        lora: train low-rank adapters and merge them at the end.
-        lora_rank: their rank.
-        from_scratch: None, or changes to the model's configuration; then its weights are random.
-    """
-
-    model: str
-    data: str
-    output: str
-    eval_data: str | None = None
-    eval_share: float = 0.02
-    split: str = "train"
-    format: Format = "auto"
-    suffix: str | None = None
-    noise: bool = True
-    adaptive: bool = False
-    mode: NoiseMode = "branch"
-    noise_length: int = 5
-    max_noise_length: int | None = None
-    noise_source: NoiseSource = "prefix"
-    clean_share: float = 0.0
-    spacing: int = 6
-    noise_weight: float = 1.0
-    block_length: int = 5
-    adaptive_ids: tuple[int, ...] | None = None
-    distinct: bool = False
-    adaptive_spacing: int = 6
-    adaptive_weight: float = 1.0
-    adaptive_first: float = 0.0
-    frozen: bool = False
-    kl_weight: float = 0.0
-    block_targets: BlockTargets = "labels"
-    layer_dropout: float = 0.0
-    max_length: int = 2048
-    row_length: int = 2048
-    epochs: float = 1.0
-    max_steps: int | None = None
-    batch_size: int = 4
-    accumulate: int = 1
-    lr: float = 2e-5
-    warmup_share: float = 0.03
-    weight_decay: float = 0.0
-    attention: TrainAttention = "sdpa"
-    dtype: Dtype = "bfloat16"
-    eval_every: int = 200
-    save_every: int | None = None
-    log_every: int = 10
-    eval_records: int = 200
-    seed: int = 0
-    lora: bool = False
-    lora_rank: int = 16
-    from_scratch: Mapping[str, Any] | None = None
+    model: Annotated[str, _run("Folder or name on the Hugging Face Hub to start from.")]
+    data: Annotated[
+        str, _run("JSONL file (prompt/response or messages), folder of such, or dataset.")
+    ]
+    output: Annotated[str, _run("Folder for the trained model.")]
+    eval_data: Annotated[
+        str | None, Option("Evaluation data; None holds `eval_share` of `data` back.")
+    ] = None
+    eval_share: Annotated[float, Option("Share of the records for evaluation.")] = 0.02
+    split: Annotated[str, Option("Split of a dataset, or name of the files in a folder.")] = "train"
+    format: Annotated[
+        Literal["auto", "plain", "chat"],
+        _run(
+            "plain, chat, or auto: the trained format, else the chat template if there is one, "
+            "else plain."
+        ),
+    ] = "auto"
+    suffix: Annotated[
+        str | None,
+        Option(
+            "Text between prompt and response (plain); None is a newline, or nothing where `frozen` "
+            "keeps a model's own format."
+        ),
+    ] = None
+    noise: Annotated[
+        bool, _noise("Train denoising (MSN), too, for the drafter tr-jacobi.", commands=SDSAT)
+    ] = True
+    adaptive: Annotated[bool, Option("Train adaptive tokens (SDSAT).")] = False
+    mode: Annotated[
+        Literal["branch", "inline"],
+        _noise(
+            "branch: noise beside the clean text; inline: noise in it (the paper).", commands=MSN
+        ),
+    ] = "branch"
+    noise_length: Annotated[int, _noise("Number of noise tokens in a run.", least=1)] = 5
+    max_noise_length: Annotated[
+        int | None, Option("Draw the length of each run from `noise_length` to this.")
+    ] = None
+    noise_source: Annotated[
+        Literal["prefix", "vocabulary"],
+        _noise("Where noise is drawn from: prefix or vocabulary.", commands=MSN),
+    ] = "prefix"
+    clean_share: Annotated[
+        float, _noise("Share of documents without noise; 1 is plain SFT.", commands=MSN)
+    ] = 0.0
+    spacing: Annotated[int, Option("branch: response tokens per noise block.", least=1)] = 6
+    noise_weight: Annotated[
+        float, Option("branch: loss weight of a noise target; a clean target has 1.", least=0)
+    ] = 1.0
+    block_length: Annotated[int, _adaptive("Number of adaptive tokens in a block.", least=1)] = 5
+    adaptive_ids: Annotated[
+        tuple[int, ...] | None,
+        _adaptive(
+            "Comma-separated ids that the tokenizer does not use. Default: new ids are added."
+        ),
+    ] = None
+    distinct: Annotated[bool, _adaptive("Use one adaptive id per slot, not a shared one.")] = False
+    adaptive_spacing: Annotated[int, _adaptive("Response tokens per adaptive block.", least=1)] = 6
+    adaptive_weight: Annotated[
+        float, _adaptive("Loss weight of an adaptive target; a clean target has 1.", least=0)
+    ] = 1.0
+    adaptive_first: Annotated[
+        float,
+        _adaptive(
+            "Share of the steps, at the start, that train on blocks alone (the paper's first stage)."
+        ),
+    ] = 0.0
+    frozen: Annotated[
+        bool,
+        _adaptive(
+            "Train the rows of the adaptive tokens alone; the model's own output does not change."
+        ),
+    ] = False
+    kl_weight: Annotated[
+        float, _adaptive("Loss weight of the KL divergence from the original model.", least=0)
+    ] = 0.0
+    block_targets: Annotated[
+        BlockTargets, _noise("labels (the papers), or model: its own prediction on clean input.")
+    ] = "labels"
+    layer_dropout: Annotated[
+        float,
+        _run(
+            "Probability that a step skips the attention, and likewise the MLP, of the last layer; "
+            "it grows with depth from 0 (LayerSkip). The model's own `block_targets` skip them, too."
+        ),
+    ] = 0.0
+    max_length: Annotated[int, _run("Maximum document length; the rest is cut.", least=8)] = 2048
+    row_length: Annotated[
+        int, Option("Documents are packed into rows of this length; 0 pads instead.", least=0)
+    ] = 2048
+    epochs: Annotated[float, _run("Number of passes over the data.")] = 1.0
+    max_steps: Annotated[int | None, _run("Maximum number of optimizer steps.")] = None
+    batch_size: Annotated[int, _run("Rows per step and process.", least=1)] = 4
+    accumulate: Annotated[int, Option("Batches per optimizer step.", least=1)] = 1
+    lr: Annotated[float, _run("Peak learning rate.")] = 2e-5
+    warmup_share: Annotated[
+        float, Option("Share of the steps for warmup; a cosine to 0 follows.")
+    ] = 0.03
+    weight_decay: Annotated[float, Option("Weight decay of AdamW.", least=0)] = 0.0
+    attention: Annotated[
+        Literal["sdpa", "eager"], _run("sdpa, or eager for models without sdpa.", commands=SDSAT)
+    ] = "sdpa"
+    dtype: Annotated[
+        Literal["bfloat16", "float32"],
+        _run("bfloat16 (on fp32 weights), or float32, which repeats bit for bit."),
+    ] = "bfloat16"
+    eval_every: Annotated[int, Option("Steps between evaluations.", least=1)] = 200
+    save_every: Annotated[
+        int | None, _run("Steps between checkpoints. Default: one every ten minutes.")
+    ] = None
+    log_every: Annotated[int, Option("Steps between log lines.", least=1)] = 10
+    eval_records: Annotated[int, Option("Maximum number of records per evaluation.", least=1)] = 200
+    seed: Annotated[int, _run("Random seed.")] = 0
+    lora: Annotated[bool, _run("Train LoRA adapters and merge them at the end.")] = False
+    lora_rank: Annotated[int, Option("Rank of the LoRA adapters.", least=1)] = 16
+    from_scratch: Annotated[
+        Mapping[str, Any] | None,
+        Option("Changes to the model's configuration; the weights are then random."),
+    ] = None
 
     def __post_init__(self) -> None:
-        least: dict[str, float] = {
-            "noise_length": 1, "spacing": 1, "max_length": 8, "row_length": 0, "batch_size": 1,
-            "accumulate": 1, "eval_every": 1, "log_every": 1, "eval_records": 1,
-            "lora_rank": 1, "noise_weight": 0, "weight_decay": 0, "block_length": 1,
-            "adaptive_spacing": 1, "adaptive_weight": 0, "kl_weight": 0,
-        }  # fmt: skip
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise ConfigError(f"{name}={getattr(self, name)} is below {low:g}")
+        for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
+            least = hint.__metadata__[0].least
+            if least is not None and not getattr(self, name) >= least:
+                raise ConfigError(f"{name}={getattr(self, name)} is below {least:g}")
         if self.row_length and self.row_length < self.max_length:
             raise ConfigError(
                 f"row_length={self.row_length} is below max_length={self.max_length}; "
@@ -147,19 +189,14 @@ class TrainConfig:
         for name in ("eval_share", "warmup_share", "adaptive_first", "layer_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} lies outside [0, 1)")
-        for name, known in (
-            ("dtype", ("bfloat16", "float32")),
-            ("format", ("auto", "plain", "chat")),
-            ("block_targets", ("labels", "model")),
-            ("attention", ("sdpa", "eager")),
-        ):
-            if getattr(self, name) not in known:
+        self.noise_settings()
+        for name, hint in get_type_hints(TrainConfig).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in (known := get_args(hint)):
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; use {', '.join(known)}"
                 )
         self._check_steps()
         self._check_contradictions()
-        self.noise_settings()
 
     def _check_steps(self) -> None:
         for name, other in (("max_steps", "whole epochs"), ("save_every", "ten minutes")):
@@ -217,6 +254,8 @@ class TrainConfig:
 
     def noise_settings(self) -> NoiseSettings | None:
         """What the collator needs for noise; validates it."""
+        from draftless.training.noise_runs import NoiseSettings
+
         if not self.noise:
             return None
         return NoiseSettings(
@@ -231,6 +270,8 @@ class TrainConfig:
 
     def adaptive_settings(self, adaptive_ids: tuple[int, ...]) -> AdaptiveSettings | None:
         """What the collator needs for adaptive blocks, once their ids are known."""
+        from draftless.training.adaptive import AdaptiveSettings
+
         if not self.adaptive:
             return None
         return AdaptiveSettings(adaptive_ids, self.block_length, self.adaptive_spacing, self.seed)
@@ -266,6 +307,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def flags_of(command: str) -> dict[str, tuple[type, Option]]:
+    """The type and description of every flag that a command of `draftless train` has."""
+    flags = {}
+    for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
+        kind, option = get_args(hint)
+        if option.panel is not None and command in option.commands:
+            kinds = {int, float, bool} & {kind, *get_args(kind)}
+            flags[name] = (kinds.pop() if kinds else str, option)  # a word is checked later
+    return flags
+
+
 def build_config(
     preset: str | None,
     file: Path | None,
@@ -298,6 +350,8 @@ def build_config(
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         values = yaml.safe_load(file.read_bytes())
     except (OSError, yaml.YAMLError) as error:
