@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
+from draftless.jsonl import read_lines
 from draftless.prompts import IGNORED_LABEL, PromptFormat
 
 DOMAINS = ("math", "sql", "translation", "code", "summarization", "story", "instruct", "prose")
@@ -34,11 +33,9 @@ Document = tuple[list[int], list[int]]  # ids and labels
 
 def read_domain(data: Path, domain: str, split: str) -> Iterator[dict[str, Any]]:
     """Records of one domain and split, without the excluded sources."""
-    with gzip.open(data / domain / f"{split}.jsonl.gz", "rt", encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            if not record["source"].startswith(EXCLUDED_SOURCES):
-                yield record
+    for line in read_lines(data / domain / f"{split}.jsonl.gz"):
+        if not line.value["source"].startswith(EXCLUDED_SOURCES):
+            yield line.value
 
 
 def read_documents(

@@ -10,6 +10,7 @@ from typing import Any
 
 from tiny_manifest import BLOCK_LENGTH, write_tiny_manifest
 
+from draftless.jsonl import read_lines
 from draftless.provenance import collect_provenance
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,7 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def last_row(log: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = [line.value for line in read_lines(log)]
     return next(row for row in reversed(rows) if "step" in row)
 
 

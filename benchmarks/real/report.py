@@ -25,6 +25,7 @@ from draftless.bench.near_ties import first_difference
 from draftless.bench.statistics import rate_ratio, stratified_interval
 from draftless.bench.tables import Table
 from draftless.errors import ArtifactError
+from draftless.jsonl import write_file
 from real.peers import OURS, PLAIN, STOCK
 from real.rows import RealRow, read_rows, read_sessions
 from real.suites import HUMAN_EVAL, SPEC_BENCH
@@ -217,9 +218,7 @@ def write_result(file: Path, result: Mapping[str, Any]) -> None:
             parts.append(f" {json.dumps(name)}: [\n{lines}\n ]")
         else:
             parts.append(f" {json.dumps(name)}: {json.dumps(value)}")
-    temporary = file.with_suffix(".part")
-    temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
-    temporary.replace(file)
+    write_file(file, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def read_result(model: str, results: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from draftless.bench.rows import append_line, read_lines
 from draftless.errors import ArtifactError
+from draftless.jsonl import append_lines, read_lines
 
 ROWS_FILE = "rows.jsonl"
 PROMPTS_FILE = "prompts.jsonl"
@@ -65,7 +65,7 @@ class RealRow:
 
 def append_row(folder: Path, row: RealRow) -> None:
     """Add a row, forced to the disk."""
-    append_line(folder / ROWS_FILE, asdict(row))
+    append_lines(folder / ROWS_FILE, [asdict(row)])
 
 
 def read_rows(folder: Path) -> dict[Key, RealRow]:
@@ -75,15 +75,15 @@ def read_rows(folder: Path) -> dict[Key, RealRow]:
         ArtifactError: a line is no row of this version.
     """
     rows = {}
-    for number, data in enumerate(read_lines(folder / ROWS_FILE), start=1):
+    for line in read_lines(folder / ROWS_FILE, may_be_cut=True):
         try:
-            row = RealRow(**data)
+            row = RealRow(**line.value)
         except TypeError as error:
-            raise ArtifactError(f"{folder / ROWS_FILE}, row {number} is no row: {error}") from error
+            raise ArtifactError(f"{line.place} is no row: {error}") from error
         rows[row.key] = row
     return rows
 
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """Command, commit, machine and options of every start of a run."""
-    return read_lines(folder / SESSIONS_FILE)
+    return [line.value for line in read_lines(folder / SESSIONS_FILE, may_be_cut=True)]

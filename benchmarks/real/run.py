@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from draftless.bench.methods import Sampling
 from draftless.bench.questions import Question
-from draftless.bench.rows import append_line, read_lines
 from draftless.bench.runner import seed_of
 from draftless.errors import ConfigError, DraftlessError
+from draftless.jsonl import append_lines, read_lines
 from draftless.provenance import collect_provenance
 from real.peers import MODES_DEFAULT, OURS, PeerError, Peers, Setting, peer_commands
 from real.rows import (
@@ -73,7 +73,8 @@ class Prompts:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.eos_token_ids = eos_ids_of(model, self.tokenizer)
         self._file = folder / PROMPTS_FILE
-        self._known = {(one["suite"], one["question_id"]): one for one in read_lines(self._file)}
+        known = (line.value for line in read_lines(self._file, may_be_cut=True))
+        self._known = {(one["suite"], one["question_id"]): one for one in known}
 
     def ids_of(
         self, suite: str, question: Question, peers: Peers, max_new_tokens: int
@@ -92,7 +93,7 @@ class Prompts:
                 first = self.text(peers.by_method[FIRST_TURN_METHOD].ask(request)["token_ids"])
                 ids = self.encode(messages_of(suite, question, first))
             found = {"suite": suite, "question_id": question.question_id, "ids": ids}
-            append_line(self._file, {**found, "first_answer": first})
+            append_lines(self._file, [{**found, "first_answer": first}])
             self._known[key] = found
         return list(self._known[key]["ids"])
 
@@ -168,7 +169,7 @@ class RealRun:
     def note_session(self, left_out: dict[str, str]) -> None:
         """Write where the rows of this session come from."""
         told = {"options": self._fixed, "left_out": left_out, "peers": self._peers.versions()}
-        append_line(self._folder / SESSIONS_FILE, {**collect_provenance(), **told})
+        append_lines(self._folder / SESSIONS_FILE, [{**collect_provenance(), **told}])
 
     def pending(self, question: Question, sampling: Sampling) -> list[str]:
         """Methods that have no row yet, in the order of the question's turn."""

@@ -1,7 +1,8 @@
-"""JSON lines: one object per line, plain or gzipped; what is broken is named by file and line."""
+"""JSON lines: one object per line, plain or gzipped; files that are replaced in one piece."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from draftless.errors import InputError
+from draftless.errors import ArtifactError, InputError
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
@@ -37,25 +38,30 @@ class Line:
         return f"{self.file}, line {self.number}"
 
 
-def read_lines(file: Path) -> Iterator[Line]:
+def read_lines(file: Path, *, may_be_cut: bool = False) -> Iterator[Line]:
     """The objects of a file; blank lines are skipped.
 
     Args:
         file: UTF-8, with or without a byte order mark; `.gz` is unpacked.
+        may_be_cut: for a file that `append_lines` writes and a kill may interrupt: a missing file has
+            no lines, and lines that are not JSON are skipped.
 
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object, or holds half a surrogate
             pair, which is no text.
     """
+    if may_be_cut and not file.exists():
+        return
     opener = gzip.open if file.suffix == ".gz" else open
+    errors = "replace" if may_be_cut else "strict"
     try:
-        with cast("IO[str]", opener(file, "rt", encoding="utf-8-sig")) as lines:
-            yield from parse_lines(lines, str(file))
+        with cast("IO[str]", opener(file, "rt", encoding="utf-8-sig", errors=errors)) as lines:
+            yield from parse_lines(lines, str(file), may_be_cut=may_be_cut)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read: {error}") from error
 
 
-def parse_lines(lines: Iterable[str], name: str) -> Iterator[Line]:
+def parse_lines(lines: Iterable[str], name: str, *, may_be_cut: bool = False) -> Iterator[Line]:
     """As `read_lines`, from lines that `name` names in errors."""
     for number, text in enumerate(lines, start=1):
         if not text.strip():
@@ -63,6 +69,8 @@ def parse_lines(lines: Iterable[str], name: str) -> Iterator[Line]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
+            if may_be_cut:
+                continue
             raise InputError(f"{name}, line {number} is not JSON: {error}") from error
         if not isinstance(value, dict):
             raise InputError(
@@ -85,12 +93,25 @@ def _check_unicode(value: Mapping[str, Any], place: str) -> None:
 
 
 def append_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines in one piece and force them to the disk, or raise the `OSError` of a full disk."""
-    text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    with file.open("ab") as lines:
-        lines.write(text.encode())
+    """Add lines in one piece and force them to the disk, or raise the `OSError` of a full disk.
+
+    A line that an earlier kill left unfinished is closed first; `read_lines(may_be_cut=True)` skips it.
+    """
+    with file.open("ab+") as lines:
+        lines.seek(max(0, lines.seek(0, os.SEEK_END) - 1))
+        is_cut = lines.read(1) not in (b"", b"\n")
+        lines.write(b"\n" * is_cut + _encoded(values))
         lines.flush()
         os.fsync(lines.fileno())
+
+
+def write_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Write lines as a whole file, as `write_file` does."""
+    write_file(file, _encoded(values))
+
+
+def _encoded(values: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values).encode()
 
 
 def cut_half_line(file: Path) -> None:
@@ -100,13 +121,27 @@ def cut_half_line(file: Path) -> None:
 
 
 def write_json(file: Path, data: Mapping[str, Any]) -> None:
-    """Write one object as a file, in one piece: a reader sees the old file or the new one.
+    """Write one object as a file, as `write_file` does."""
+    write_file(file, json.dumps(data, indent=2) + "\n")
+
+
+def write_file(file: Path, content: str | bytes) -> None:
+    """Write a file in one piece: a reader sees the old file or the new one.
 
     Of several that write at once one wins; each has a temporary file of its own.
     """
     temporary = file.with_name(f"{file.name}.{secrets.token_hex(8)}.tmp")
     try:
-        temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(file: Path, error: OSError) -> ArtifactError:
+    """What a run that can go on says when its file cannot be written."""
+    mend = "make room" if error.errno == errno.ENOSPC else "make it writable"
+    return ArtifactError(
+        f"cannot write {file}: {error.strerror or error}; what was written so far is whole: {mend} and "
+        "go on with --resume"
+    )

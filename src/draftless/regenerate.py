@@ -9,7 +9,6 @@ the records, the size of a batch, or where a killed run went on (in half precisi
 
 from __future__ import annotations
 
-import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,8 @@ from typing import Any, Literal
 
 from draftless.chat_examples import encode_question
 from draftless.dialogue import Dialogue, parts_of
-from draftless.errors import ArtifactError, ConfigError, InputError
-from draftless.jsonl import append_lines, cut_half_line, read_lines
+from draftless.errors import ConfigError, InputError
+from draftless.jsonl import append_lines, cut_half_line, read_lines, unwritable, write_json
 from draftless.model import Draftless
 from draftless.noise import hash_ids
 from draftless.params import SamplingParams
@@ -217,7 +216,7 @@ class Regeneration:
         try:
             append_lines(self.output, lines)
         except OSError as error:
-            raise _unwritable(self.output, error) from error
+            raise unwritable(self.output, error) from error
 
     def _count(self, lines: Sequence[Mapping[str, Any]]) -> None:
         self.counts["written"] += len(lines)
@@ -265,7 +264,7 @@ class Regeneration:
         try:
             cut_half_line(self.output)
         except OSError as error:
-            raise _unwritable(self.output, error) from error
+            raise unwritable(self.output, error) from error
         lines = [line.value for line in read_lines(self.output)]
         known = {dialogue.index: dialogue for dialogue in self._dialogues}
         for line in lines:
@@ -292,13 +291,11 @@ class Regeneration:
             "options": self._facts(),
             "sessions": self._sessions,
         }
-        temporary = self._sidecar.with_suffix(".tmp")
         try:
             self._sidecar.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self._sidecar)
+            write_json(self._sidecar, facts)
         except OSError as error:
-            raise _unwritable(self._sidecar, error) from error
+            raise unwritable(self._sidecar, error) from error
 
 
 def choose_format(model: Draftless, kind: str) -> Literal["plain", "chat", "checkpoint"]:
@@ -336,10 +333,3 @@ def check_output(output: Path, *, is_resumed: bool) -> None:
         )
     if output.exists() and not is_resumed:
         raise ConfigError(f"{output} exists; go on with --resume, or choose another --output")
-
-
-def _unwritable(file: Path, error: OSError) -> ArtifactError:
-    mend = "make room" if error.errno == errno.ENOSPC else "make it writable"
-    return ArtifactError(
-        f"cannot write {file}: {error.strerror or error}; {mend} and go on with --resume"
-    )

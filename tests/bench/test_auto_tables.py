@@ -8,10 +8,11 @@ import pytest
 import tables
 
 from draftless.bench.auto_tables import best_single_table, width_sweep_table
-from draftless.bench.rows import PRICES, Row, append_line, append_row
+from draftless.bench.rows import PRICES, Row, append_row
 from draftless.bench.summary import summarise
 from draftless.bench.tables import Table
 from draftless.errors import ArtifactError
+from draftless.jsonl import append_lines
 from draftless.prices import PriceList
 from support.synthetic_run import make_case, make_row
 
@@ -160,7 +161,7 @@ def test_blocks_of_the_pages(tmp_path: Path, kind: str, expected: str) -> None:
     prices = PriceList.from_points({(1, 9, 1): 0.001, (4, 9, 1): 0.003}, facts=ABOUT)
     run = tmp_path / "run"
     run.mkdir()
-    append_line(run / "sessions.jsonl", {**FACTS, PRICES: prices.to_dict()})
+    append_lines(run / "sessions.jsonl", [{**FACTS, PRICES: prices.to_dict()}])
     for row in rows_of(SECONDS):
         append_row(run, row)
     text = f"<!-- benchmark: {kind} run -->\nold\n<!-- /benchmark -->"
@@ -169,6 +170,6 @@ def test_blocks_of_the_pages(tmp_path: Path, kind: str, expected: str) -> None:
     assert tables.rendered(new, tmp_path) == new
     if kind == "prices":
         (run / "sessions.jsonl").unlink()
-        append_line(run / "sessions.jsonl", FACTS)
+        append_lines(run / "sessions.jsonl", [FACTS])
         with pytest.raises(ArtifactError, match="before sessions had a price list"):
             tables.rendered(text, tmp_path)

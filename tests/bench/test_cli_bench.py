@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 
 from draftless import cli
 from draftless.bench import plan, runner
-from draftless.bench import rows as files
 from draftless.bench.methods import Sampling
 from draftless.bench.rows import read_rows, read_sessions
 from draftless.cli.bench_methods import read_samplings, read_variants
@@ -147,7 +146,7 @@ def test_a_full_disk_is_one_clear_error(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "append_line", full)
+    monkeypatch.setattr(runner, "append_lines", full)
     with pytest.raises(ArtifactError, match=r"sessions\.jsonl: No space left"):
         invoke(*short_run)
 

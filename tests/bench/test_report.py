@@ -12,8 +12,9 @@ import pytest
 
 from draftless.bench import plots
 from draftless.bench.report import write_report
-from draftless.bench.rows import Margin, Row, append_line, append_row
+from draftless.bench.rows import Margin, Row, append_row
 from draftless.errors import ArtifactError, ConfigError
+from draftless.jsonl import append_lines
 from draftless.prices import PriceList
 from support.chromium import CHROMIUM, look
 from support.synthetic_run import CATEGORIES, NUM, PLAIN, make_case, make_run, rows_of
@@ -23,7 +24,7 @@ EVIL = '<script>alert("1")</script> | `x` {{ 7 * 7 }} & $a$ \u202e'
 
 def write_run(folder: Path, rows: Sequence[Row], **facts: object) -> Path:
     folder.mkdir(parents=True)
-    append_line(folder / "sessions.jsonl", {"command": "bench run", "commit": "c" * 40, **facts})
+    append_lines(folder / "sessions.jsonl", [{"command": "bench run", "commit": "c" * 40, **facts}])
     for row in rows:
         append_row(folder, row)
     return folder

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from draftless.bench import rows as files
+from draftless.bench import runner
 from draftless.bench.methods import PEER_LOOKUP, TRANSFORMERS, Sampling
 from draftless.bench.questions import Question
 from draftless.bench.rows import Case, Margin, Row, last_prices, read_rows, read_sessions
@@ -367,7 +368,7 @@ def test_a_full_disk_is_told_and_the_rows_stay_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """The disk is full after `number` lines, in the middle of the next one."""
-    append, left = files.append_line, [number]
+    append, left = runner.append_lines, [number]
 
     def full(file: Path, value: Any) -> None:
         if not left[0]:
@@ -380,7 +381,7 @@ def test_a_full_disk_is_told_and_the_rows_stay_whole(
     plan, _ = watched(small_plan())
     name = files.ROWS_FILE if number else files.SESSIONS_FILE
     with monkeypatch.context() as patch:
-        patch.setattr(files, "append_line", full)
+        patch.setattr(runner, "append_lines", full)
         with pytest.raises(ArtifactError, match=rf"{name}: No space left.*make room.*--resume"):
             carry_out(plan, tmp_path)
     kept = read_rows(tmp_path)

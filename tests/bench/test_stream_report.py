@@ -11,8 +11,9 @@ import pytest
 
 from draftless.bench import plots, stream_plots
 from draftless.bench.report import write_report
-from draftless.bench.rows import Row, append_line, append_row
+from draftless.bench.rows import Row, append_row
 from draftless.errors import ArtifactError
+from draftless.jsonl import append_lines
 from support.synthetic_run import make_case, make_row
 
 METHODS = ("none", "layer-skip [skip_set=mixed]", "recycling", "knn-ssd")
@@ -43,7 +44,7 @@ def stream_rows() -> list[Row]:
 
 def write_run(folder: Path, rows: list[Row]) -> Path:
     folder.mkdir()
-    append_line(folder / "sessions.jsonl", {"labels": {"knn-ssd": ["code", "math", "sql"]}})
+    append_lines(folder / "sessions.jsonl", [{"labels": {"knn-ssd": ["code", "math", "sql"]}}])
     for row in rows:
         append_row(folder, row)
     return folder

@@ -200,5 +200,5 @@ def test_the_last_row_of_a_key_counts(tmp_path: Path) -> None:
     assert found.error is None and found.wall_s == 2.0
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"model": "m", "colour": 1}\n')
-    with pytest.raises(ArtifactError, match="row 3"):
+    with pytest.raises(ArtifactError, match="line 3"):
         read_rows(tmp_path)

@@ -63,6 +63,17 @@ def test_half_a_line_is_cut_off(tmp_path: Path) -> None:
     assert file.read_bytes() == b""
 
 
+def test_a_line_that_a_kill_cut_is_closed_and_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    assert list(read_lines(file, may_be_cut=True)) == []
+    file.write_bytes('{"a": 1}\n{"b": "猫'.encode()[:-1])
+    append_lines(file, [{"c": 3}])
+    lines = list(read_lines(file, may_be_cut=True))
+    assert lines == [Line(str(file), 1, {"a": 1}), Line(str(file), 3, {"c": 3})]
+    with pytest.raises(InputError, match=r"a\.jsonl"):
+        list(read_lines(file))
+
+
 def test_a_file_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.json"
     write_json(file, {"a": 1})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from draftless.bench.rows import Case, Row, Turn
+from draftless.jsonl import write_lines
 
 _ID_SPACE = uuid.UUID("6f2ad9c1-5a5e-4c6e-9f0b-d9f3f0a4c7b1")  # arbitrary, ours
 _MAX_STEM = 150  # file systems allow 255 bytes; the rest is for the hash and for other people
@@ -46,7 +47,7 @@ def write_spec_bench(
     files = []
     for case in sorted(by_case):
         file = folder / f"{names[case]}.jsonl"
-        _write_lines(file, spec_bench_answers(by_case[case], sessions))
+        write_lines(file, spec_bench_answers(by_case[case], sessions))
         files.append(file)
     return files
 
@@ -173,7 +174,7 @@ def write_vllm_metrics(rows: Iterable[Row], file: Path) -> Path:
         file: JSONL, replaced if it exists; its folder is made.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write_lines(file, (_request(row, number) for row in rows for number in range(len(row.turns))))
+    write_lines(file, (_request(row, number) for row in rows for number in range(len(row.turns))))
     return file
 
 
@@ -186,12 +187,3 @@ def _request(row: Row, number: int) -> dict[str, Any]:
         "usage": {"prompt_tokens": turn.prompt_len, "completion_tokens": turn.num_tokens},
         "metrics": {"speculative_decoding": vllm_metrics(turn)},
     }
-
-
-def _write_lines(file: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines in one piece: a reader sees the old file or the new one."""
-    temporary = file.with_name(file.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="\n") as lines:
-        for value in values:
-            lines.write(json.dumps(value, ensure_ascii=False) + "\n")
-    temporary.replace(file)

@@ -6,14 +6,13 @@ and options each time the run was started or resumed; `Row.session` is its line 
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from draftless.errors import ArtifactError
+from draftless.jsonl import append_lines, read_lines
 from draftless.prices import PriceList
 
 FORMAT = 1
@@ -215,33 +214,9 @@ class Row:
         return sum(turn.num_looping for turn in self.turns) / max(1, self.num_tokens)
 
 
-def append_line(file: Path, value: Mapping[str, Any]) -> None:
-    """Add one JSON line and force it to the disk, or raise the `OSError` of a full disk.
-
-    A line that an earlier kill left unfinished is closed first; `read_lines` skips it.
-    """
-    with file.open("ab+") as lines:
-        lines.seek(max(0, lines.seek(0, os.SEEK_END) - 1))
-        is_cut = lines.read(1) not in (b"", b"\n")
-        lines.write(b"\n" * is_cut + json.dumps(value).encode() + b"\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The complete JSON lines of a file; none if it does not exist."""
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
-
-
 def append_row(folder: Path, row: Row) -> None:
     """Add a row to a run folder."""
-    append_line(folder / ROWS_FILE, asdict(row))
+    append_lines(folder / ROWS_FILE, [asdict(row)])
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -251,13 +226,11 @@ def read_rows(folder: Path) -> list[Row]:
         ArtifactError: a line is not a row of this version.
     """
     rows: dict[tuple[Case, QuestionKey], Row] = {}
-    for number, data in enumerate(read_lines(folder / ROWS_FILE), start=1):
+    for line in read_lines(folder / ROWS_FILE, may_be_cut=True):
         try:
-            row = _row(data)
+            row = _row(line.value)
         except (KeyError, TypeError) as error:
-            raise ArtifactError(
-                f"{folder / ROWS_FILE}, row {number} is not a row of format {FORMAT}: {error}"
-            ) from error
+            raise ArtifactError(f"{line.place} is not a row of format {FORMAT}: {error}") from error
         rows[row.key] = row
     return list(rows.values())
 
@@ -272,7 +245,7 @@ def _row(data: Mapping[str, Any]) -> Row:
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """Provenance and options of every start of a run (`provenance.collect_provenance` and more)."""
-    return read_lines(folder / SESSIONS_FILE)
+    return [line.value for line in read_lines(folder / SESSIONS_FILE, may_be_cut=True)]
 
 
 def last_prices(sessions: Sequence[Mapping[str, Any]]) -> PriceList | None:

@@ -6,7 +6,6 @@ that was killed goes on without losing or repeating one.
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,8 @@ from draftless.bench.questions import Question
 from draftless.bench.rows import Case, Row
 from draftless.bench.trust import is_comparable
 from draftless.engine.latency import prices_of
-from draftless.errors import ArtifactError, ConfigError
+from draftless.errors import ConfigError
+from draftless.jsonl import append_lines, unwritable
 
 _FILES = (files.ROWS_FILE, files.SESSIONS_FILE)
 
@@ -159,13 +159,9 @@ class Run:
         file = self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            files.append_line(file, value)
+            append_lines(file, [value])
         except OSError as error:
-            mend = "make room" if error.errno == errno.ENOSPC else "make it writable"
-            raise ArtifactError(
-                f"cannot write {file}: {error.strerror or error}; the rows written so far are "
-                f"whole: {mend} and go on with --resume"
-            ) from error
+            raise unwritable(file, error) from error
 
 
 def seed_of(seed: int, question_id: str, repeat: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch.nn.functional import normalize
 
 from draftless.calibration.clusters import distance_limit, find_domains, pick_anchors, plane
@@ -24,6 +24,7 @@ from draftless.drafters.anchor_store import GENERAL, AnchorKind, Anchors
 from draftless.drafters.knn_router import route
 from draftless.engine.target import TargetModel
 from draftless.errors import ArtifactError, ConfigError, InputError
+from draftless.jsonl import write_file
 from draftless.model import Draftless
 from draftless.noise import hash_ids
 
@@ -165,9 +166,7 @@ def _read_or_make(
                     return found
         vectors = prompt_vectors(target, prompts, on_prompt)
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(".tmp")
-        save_file({"vectors": vectors}, temporary, facts)
-        temporary.replace(file)
+        write_file(file, save({"vectors": vectors}, facts))
     except SafetensorError as error:
         raise ArtifactError(f"{file} is damaged: {error}; remove it and go on") from error
     except OSError as error:

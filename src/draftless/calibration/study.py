@@ -7,7 +7,6 @@ filled from it in memory.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from draftless.calibration.rounds import Evaluation
 from draftless.errors import ArtifactError, ConfigError, InputError
-from draftless.jsonl import Line, append_lines, cut_half_line, read_lines
+from draftless.jsonl import Line, append_lines, cut_half_line, read_lines, unwritable
 from draftless.skip_set import SkipSet, SkipSetting
 
 STUDY_NAME = "study.jsonl"
@@ -99,11 +98,7 @@ class Study:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             append_lines(self.file, [line])
         except OSError as error:
-            mend = "make room" if error.errno == errno.ENOSPC else "make it writable"
-            raise ArtifactError(
-                f"cannot write {self.file}: {error.strerror or error}; the trials so far are "
-                f"whole: {mend} and go on with --resume"
-            ) from error
+            raise unwritable(self.file, error) from error
 
     def _go_on(self) -> None:
         try:

@@ -21,6 +21,7 @@ from draftless.cli import options
 from draftless.cli.common import load_model, model_name, note, phases
 from draftless.cli.encodings import standard_output
 from draftless.cli.requests import Asked, PromptFormatting
+from draftless.jsonl import parse_lines
 
 if TYPE_CHECKING:
     from draftless import Chunk, Draftless, Output, SamplingParams
@@ -148,7 +149,8 @@ def read_prompts(is_chat: bool = False) -> list[dict[str, str]]:
     """The packaged prompts: `id`, `domain`, `prompt` and `source`."""
     name = "questions.jsonl" if is_chat else "prompts.jsonl"
     source = files("draftless") / "assets" / "demo" / name
-    return [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    lines = source.read_text(encoding="utf-8").split("\n")
+    return [line.value for line in parse_lines(lines, name)]
 
 
 def shown_drafters(model: Draftless) -> list[str]:

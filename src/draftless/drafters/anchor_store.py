@@ -20,6 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from draftless.errors import ArtifactError, ConfigError
+from draftless.jsonl import write_file
 from draftless.skip_set import SkipSetting
 
 FORMAT_VERSION = 1
@@ -124,10 +125,8 @@ class AnchorStore(Anchors):
         text = json.dumps(data, indent=2, allow_nan=False) + "\n"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            for name, content in ((VECTORS_NAME, tensors), (FACTS_NAME, text.encode())):
-                temporary = Path(folder) / f"{name}.tmp"
-                temporary.write_bytes(content)
-                temporary.replace(Path(folder) / name)
+            for name, content in ((VECTORS_NAME, tensors), (FACTS_NAME, text)):
+                write_file(Path(folder) / name, content)
         except OSError as error:
             raise ArtifactError(f"cannot write an anchor store to {folder}: {error}") from error
 

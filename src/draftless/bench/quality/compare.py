@@ -25,6 +25,7 @@ from draftless.bench.quality.sandbox import namespaces
 from draftless.bench.quality.scoring import METRICS
 from draftless.bench.statistics import Interval, Numbers, stratified_interval
 from draftless.errors import ConfigError, InputError
+from draftless.jsonl import write_file
 from draftless.model import Draftless
 from draftless.prompts import PromptFormat
 from draftless.provenance import collect_provenance
@@ -163,9 +164,9 @@ def write_quality(
         failed = _failed(report)
         if len(failed) == len(report.rows):
             raise InputError(f"{report.name} failed on every record, first: {failed[0].error}")
-    _write(output.with_suffix(".md"), quality_markdown(reports))
+    write_file(output.with_suffix(".md"), quality_markdown(reports))
     text = json.dumps(quality_json(reports, options), indent=1, ensure_ascii=False)
-    _write(output, text + "\n")
+    write_file(output, text + "\n")
     return output
 
 
@@ -317,10 +318,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write(file: Path, text: str) -> None:
-    """In one piece: a reader sees the old file or the new one."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

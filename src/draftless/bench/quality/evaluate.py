@@ -15,8 +15,8 @@ from draftless.bench.quality.loss import clean_loss
 from draftless.bench.quality.records import QualityRecord
 from draftless.bench.quality.sandbox import namespaces
 from draftless.bench.quality.scoring import Numerals, score_output
-from draftless.bench.rows import append_line, read_lines
 from draftless.errors import ArtifactError, ConfigError, DraftlessError, InputError
+from draftless.jsonl import append_lines, read_lines
 from draftless.loops import looping_tokens
 from draftless.model import Draftless
 from draftless.params import SamplingParams
@@ -137,7 +137,7 @@ def evaluate_quality(
         for row in work.answer(left[start : start + options.batch_size]):
             rows[row.record_id] = row
             if rows_file:
-                append_line(rows_file, asdict(row))
+                append_lines(rows_file, [asdict(row)])
         if on_progress:
             on_progress(name, len(rows), len(records))
     return QualityReport(name, facts, [rows[record.record_id] for record in records])
@@ -255,12 +255,12 @@ def _base_key(facts: dict[str, Any], options: QualityOptions) -> str:
 def _read_done(file: Path | None) -> dict[str, QualityRow]:
     """Rows without error, by key."""
     rows = {}
-    for number, data in enumerate(read_lines(file) if file else [], start=1):
+    for line in read_lines(file, may_be_cut=True) if file else ():
         try:
-            row = QualityRow(**data)
+            row = QualityRow(**line.value)
         except TypeError as error:
             raise ArtifactError(
-                f"{file}, row {number} is not a row of a quality evaluation: {error}; "
+                f"{line.place} is not a row of a quality evaluation: {error}; "
                 "move the file away or name another output"
             ) from error
         if row.error is None:
