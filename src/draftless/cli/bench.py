@@ -13,7 +13,14 @@ from rich.text import Text
 
 from draftless.cli import options
 from draftless.cli.bench_methods import read_mixes, read_samplings, read_variants, split
-from draftless.cli.common import load_model, model_name, progress_bar, set_up_torch, stderr
+from draftless.cli.common import (
+    load_model,
+    model_name,
+    progress_bar,
+    resumable,
+    set_up_torch,
+    stderr,
+)
 from draftless.cli.tables import shown
 from draftless.errors import ConfigError
 
@@ -209,21 +216,13 @@ def measure(started: Run) -> None:
     if not pending:
         stderr.print(f"{started.folder} is complete; nothing is left to measure")
         return
-    try:
-        with progress_bar() as progress:
-            task = progress.add_task("Warming up", total=pending)
-            for rows in started.rows():
-                for row in rows:
-                    if row.error is not None:
-                        progress.console.print(_failure(row), soft_wrap=True)
-                progress.update(task, advance=1, description="Questions")
-    except KeyboardInterrupt:
-        stderr.print(
-            f"stopped; the rows of finished questions stand in {shlex.quote(str(started.folder))}. "
-            "To go on, give the same command with --resume",
-            soft_wrap=True,
-        )
-        raise
+    with resumable(started.folder), progress_bar() as progress:
+        task = progress.add_task("Warming up", total=pending)
+        for rows in started.rows():
+            for row in rows:
+                if row.error is not None:
+                    progress.console.print(_failure(row), soft_wrap=True)
+            progress.update(task, advance=1, description="Questions")
 
 
 def show_result(folder: Path) -> bool:

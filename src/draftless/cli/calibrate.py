@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import typer
 
 from draftless.cli import options
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
-from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
+from draftless.cli.common import load_model, progress_bar, resumable, set_up_torch, stderr
 
 if TYPE_CHECKING:
     from draftless import Draftless
@@ -77,16 +76,9 @@ def skip(  # noqa: PLR0913 - the command line is derived from the signature
     prompts = read_prompts(data, split, domain or ())
     set_up_torch(threads)
     loaded = load_model(model, dtype=dtype, device=device, drafter="none")
-    try:
+    with resumable(output):
         texts = own_texts(loaded, prompts, writing, output / TEXTS_NAME)
         result = _search(loaded, texts, searching, output, is_resumed=resume)
-    except KeyboardInterrupt:
-        stderr.print(
-            f"stopped; what was tried stands in {shlex.quote(str(output))}. "
-            "To go on, give the same command with --resume",
-            soft_wrap=True,
-        )
-        raise
     if target_folder is not None:
         install(target_folder, "layer-skip", result.setting.to_dict())
         stderr.print(f"installed in {target_folder / 'draftless.json'}", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from rich.table import Table
 from draftless.cli import options
 from draftless.cli.calibrate import TEXTS_NAME, own_texts
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
-from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
+from draftless.cli.common import load_model, progress_bar, resumable, set_up_torch, stderr
 from draftless.errors import ConfigError, InputError
 from draftless.manifest import read_manifest
 
@@ -125,15 +124,8 @@ def anchors(  # noqa: PLR0913 - the command line is derived from the signature
 
 def _carry_out(build: Build, checkpoint: Path | None) -> None:
     """Build, install into a checkpoint, and show; Ctrl-C ends it with a word on how to go on."""
-    try:
+    with resumable(build.output):
         store = build_store(build)
-    except KeyboardInterrupt:
-        stderr.print(
-            f"stopped; what was tried stands in {shlex.quote(str(build.output))}. "
-            "To go on, give the same command with --resume",
-            soft_wrap=True,
-        )
-        raise
     if checkpoint is not None:
         install_store(store, build.output, checkpoint)
         stderr.print(f"installed in {checkpoint / 'draftless.json'}", soft_wrap=True)

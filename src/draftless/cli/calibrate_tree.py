@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +12,7 @@ from draftless.cli import options
 from draftless.cli.bench_methods import split as values_of
 from draftless.cli.calibrate import TEXTS_NAME, own_texts
 from draftless.cli.calibrate_common import check_installable, install, read_prompts
-from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
+from draftless.cli.common import load_model, progress_bar, resumable, set_up_torch, stderr
 from draftless.errors import ArtifactError, ConfigError
 from draftless.manifest import Manifest, read_manifest
 
@@ -73,7 +70,7 @@ def tree(  # noqa: PLR0913 - the command line is derived from the signature
         model, dtype=dtype, device=device, drafter="none", compile=compile, int8=int8
     )
     known = _prices(prices, loaded)
-    with _told_how_to_go_on(output):
+    with resumable(output):
         texts = own_texts(loaded, prompts, writing, output / TEXTS_NAME).texts
         for name in names:
             file = output / f"{name}.json"
@@ -81,19 +78,6 @@ def tree(  # noqa: PLR0913 - the command line is derived from the signature
             _show(found, file)
             if target_folder is not None:
                 _install(found, target_folder)
-
-
-@contextmanager
-def _told_how_to_go_on(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        stderr.print(
-            f"stopped; the texts and finished drafters stand in {shlex.quote(str(output))}. "
-            "To go on, give the same command with --resume",
-            soft_wrap=True,
-        )
-        raise
 
 
 def _known(names: list[str]) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
@@ -66,6 +68,20 @@ class _SlowPhases:
             seconds = f" {time.monotonic() - since:.0f} s" if phrase == printed else ""
             stderr.print(Text(f"{phrase} ...{seconds}", style="dim"), soft_wrap=True)
             printed = phrase
+
+
+@contextmanager
+def resumable(output: Path) -> Iterator[None]:
+    """Ctrl-C ends what is inside with a line on how to resume it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stderr.print(
+            f"stopped; what is complete stands in {shlex.quote(str(output))}. "
+            "To go on, give the same command with --resume",
+            soft_wrap=True,
+        )
+        raise
 
 
 def note(text: str) -> None:

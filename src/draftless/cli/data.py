@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 import typer
 
 from draftless.cli import options
-from draftless.cli.common import load_model, progress_bar, set_up_torch, stderr
+from draftless.cli.common import load_model, progress_bar, resumable, set_up_torch, stderr
 
 if TYPE_CHECKING:
     from draftless.regenerate import Regeneration
@@ -77,19 +76,11 @@ def regenerate(  # noqa: PLR0913 - the command line is derived from the signatur
 def write(run: Regeneration) -> None:
     """Carry it out under a progress bar; Ctrl-C ends it with a word on how to go on."""
     pending = run.num_pending
-    try:
-        with progress_bar() as progress:
-            task = progress.add_task("Generating", total=pending)
-            for count in run.batches() if pending else ():
-                done = f"{run.counts['tokens']} tokens"
-                progress.update(task, advance=count, description=done)
-    except KeyboardInterrupt:
-        stderr.print(
-            f"stopped; what is complete stands in {shlex.quote(str(run.output))}. "
-            "To go on, give the same command with --resume",
-            soft_wrap=True,
-        )
-        raise
+    with resumable(run.output), progress_bar() as progress:
+        task = progress.add_task("Generating", total=pending)
+        for count in run.batches() if pending else ():
+            done = f"{run.counts['tokens']} tokens"
+            progress.update(task, advance=count, description=done)
     counts = run.counts
     stderr.print(
         f"{run.output}: {counts['written']} of {run.num_records} records written, "
