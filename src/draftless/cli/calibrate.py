@@ -36,7 +36,7 @@ def skip(  # noqa: PLR0913 - the command line is derived from the signature
     model: options.ModelOption = None,
     domain: options.Domains = None,
     split: options.Split = "train",
-    limit: options.Limit[int] = 24,
+    limit: options.TextLimit = 24,
     text_tokens: options.TextTokens = 64,
     trials: options.Trials = 150,
     minutes: options.Minutes = None,

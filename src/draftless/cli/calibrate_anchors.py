@@ -73,7 +73,7 @@ def anchors(  # noqa: PLR0913 - the command line is derived from the signature
     kind: options.Kind = "samples",
     clusters: options.Clusters = None,
     keep: options.Keep = 0.95,
-    limit: options.Limit[int] = 40,
+    limit: options.TextLimit = 40,
     text_tokens: options.TextTokens = 64,
     trials: options.Trials = 150,
     minutes: options.Minutes = None,

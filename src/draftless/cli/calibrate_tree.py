@@ -30,7 +30,7 @@ def tree(  # noqa: PLR0913 - the command line is derived from the signature
     drafters: options.Drafters = None,
     domain: options.Domains = None,
     split: options.Split = "train",
-    limit: options.Limit[int] = 12,
+    limit: options.TextLimit = 12,
     text_tokens: options.TextTokens = 64,
     temperature: options.Temperatures = None,
     prices: options.Prices = None,

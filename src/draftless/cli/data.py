@@ -26,7 +26,7 @@ def regenerate(  # noqa: PLR0913 - the command line is derived from the signatur
     output: options.ResponseFile,
     model: options.ModelOption = None,
     split: options.Split = "train",
-    limit: options.Limit[int | None] = None,
+    limit: options.Limit = None,
     prompt_format: options.PromptFormat = "auto",
     drop_loops: options.DropLoops = True,
     max_new_tokens: options.MaxNewTokens[int] = 256,

@@ -39,7 +39,8 @@ Model = Annotated[str | None, typer.Argument(metavar="MODEL", show_default=False
 ModelOption = Annotated[str | None, option(_DATA, _MODEL)]
 Split = Annotated[str, option(_DATA, "Split of a dataset, or name of the files in a folder.")]
 Limit = Annotated[
-    T, option(_DATA, "Maximum number of records; calibrate and bench quality: per domain.", min=1)
+    int | None,
+    option(_DATA, "Maximum number of records; in bench quality per domain. Default: all.", min=1),
 ]
 Raw = Annotated[
     bool,
@@ -220,6 +221,9 @@ Domains = Annotated[
     list[str] | None,
     option(_DATA, "Use this domain only; may be repeated. Default: all."),
 ]
+TextLimit = Annotated[
+    int, option(_DATA, "Maximum number of texts per domain; half are held out.", min=2)
+]
 TextTokens = Annotated[int, option(_DATA, "Number of tokens to generate per text.", min=4)]
 Trials = Annotated[int, option(_SEARCH, "Maximum number of trials, in all sessions.", min=1)]
 Minutes = Annotated[float | None, option(_SEARCH, "Maximum number of minutes, in all sessions.")]
@@ -273,7 +277,9 @@ Keep = Annotated[
 ]
 Settings = Annotated[
     Path | None,
-    option(_SEARCH, "Folder with DOMAIN/skip.json (or general/skip.json) to use without a search."),
+    option(
+        _SEARCH, "Folder with DOMAIN/skip.json (and general/skip.json) to use without a search."
+    ),
 ]
 
 # draftless calibrate latency and tree
