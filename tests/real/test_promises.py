@@ -22,10 +22,17 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 UNTRAINED = [name for name in DRAFTERS if name not in NEED_CHECKPOINT]
 NUM_FP32 = 20
 BATCH = 8
-GREEDY = {"max_new_tokens": 32}
-SAMPLED = {"max_new_tokens": 32, "temperature": 0.8, "seed": 7}
+NEW_TOKENS = 32
+NEW_TOKENS_OF_LARGE = 16  # whose tests would take hours
+SAMPLED = {"temperature": 0.8, "seed": 7}
 
 Ids = list[list[int]]
+
+
+@pytest.fixture(scope="module")
+def greedy(folder: Path) -> dict[str, Any]:
+    """Options of a greedy request to this model."""
+    return {"max_new_tokens": NEW_TOKENS_OF_LARGE if "1.5b" in folder.name else NEW_TOKENS}
 
 
 def ids_of(model: Draftless, prompts: list[Any], options: dict[str, Any]) -> Ids:
@@ -58,22 +65,32 @@ class TestFloat32:
         yield Draftless.from_pretrained(folder, drafter="none", dtype="float32", compile=True)
 
     @pytest.fixture(scope="class")
-    def plain(self, model: Draftless, prompts: list[Any]) -> Ids:
-        return ids_of(model, prompts[:NUM_FP32], GREEDY)
+    def plain(self, model: Draftless, prompts: list[Any], greedy: dict[str, Any]) -> Ids:
+        return ids_of(model, prompts[:NUM_FP32], greedy)
 
     @pytest.mark.parametrize("drafter", [name for name in UNTRAINED if name != "none"])
     def test_greedy_ids_are_those_of_the_plain_loop(
-        self, model: Draftless, prompts: list[Any], plain: Ids, drafter: str
+        self,
+        model: Draftless,
+        prompts: list[Any],
+        greedy: dict[str, Any],
+        plain: Ids,
+        drafter: str,
     ) -> None:
-        assert ids_of(model.with_drafter(drafter), prompts[:NUM_FP32], GREEDY) == plain
+        assert ids_of(model.with_drafter(drafter), prompts[:NUM_FP32], greedy) == plain
 
     def test_greedy_ids_are_those_of_transformers(
-        self, folder: Path, model: Draftless, prompts: list[Any], plain: Ids
+        self,
+        folder: Path,
+        model: Draftless,
+        prompts: list[Any],
+        greedy: dict[str, Any],
+        plain: Ids,
     ) -> None:
         stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         # Set on the model: what a config leaves out would be the checkpoint's, sampling included.
         stock.generation_config = GenerationConfig(
-            max_new_tokens=GREEDY["max_new_tokens"],
+            max_new_tokens=greedy["max_new_tokens"],
             eos_token_id=list(model.eos_token_ids),
             pad_token_id=model.eos_token_ids[0],
         )
@@ -102,10 +119,9 @@ class TestBfloat16:
         assert model.target.model.dtype == torch.bfloat16
         yield model
 
-    @pytest.fixture(scope="class", params=[GREEDY, SAMPLED], ids=["greedy", "sampled"])
-    def options(self, request: pytest.FixtureRequest) -> dict[str, Any]:
-        options: dict[str, Any] = request.param
-        return options
+    @pytest.fixture(scope="class", params=[{}, SAMPLED], ids=["greedy", "sampled"])
+    def options(self, request: pytest.FixtureRequest, greedy: dict[str, Any]) -> dict[str, Any]:
+        return greedy | request.param
 
     @pytest.fixture(scope="class")
     def plain(self, model: Draftless, prompts: list[Any], options: dict[str, Any]) -> Ids:
